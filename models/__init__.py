@@ -1,0 +1,1 @@
+"""Retriever, ranker, index and evaluation: feature arrays in, models and metrics out."""

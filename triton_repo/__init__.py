@@ -1,0 +1,1 @@
+"""Export, serving, client and benchmark of the Triton model repository."""

@@ -1,0 +1,181 @@
+"""Every setting of a run: frozen models, unknown keys refused, read from TOML.
+
+Built-in configurations live in `workflow/configs/<dataset>.toml`; `--config FILE` and
+`--set section.key=value` override them. Times end in `_s`, sizes say what they count.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from workflow.errors import ConfigError
+from workflow.schema import first_problem
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SplitConfig(_Strict):
+    """How events are divided into train, valid and test.
+
+    temporal: by two global points in time. leave_last_out: each user's last watch is the test,
+    the one before it the validation event.
+    """
+
+    protocol: Literal["temporal", "leave_last_out"] = "temporal"
+    valid_fraction: float = Field(0.1, gt=0, lt=0.5)
+    test_fraction: float = Field(0.1, gt=0, lt=0.5)
+
+
+class ValidationConfig(_Strict):
+    """What to do with imperfect rows.
+
+    Events whose user or video is not in its table: "drop" counts and drops them, "keep" adds
+    the entity with null features, "error" stops. More than `max_bad_fraction` of bad rows stops
+    the run in any case.
+    """
+
+    unknown_user: Literal["drop", "keep", "error"] = "keep"
+    unknown_video: Literal["drop", "keep", "error"] = "drop"
+    max_bad_fraction: float = Field(0.05, ge=0, le=1)
+    rows_per_partition: int = Field(2_000_000, ge=1_000)
+
+
+class FeatureConfig(_Strict):
+    min_user_events: int = Field(1, ge=1)  # rarer users share the out-of-vocabulary index
+    min_video_events: int = Field(1, ge=1)
+    history_length: int = Field(50, ge=1, le=1000)
+    session_length: int = Field(10, ge=1, le=200)
+    session_gap_s: int = Field(1800, ge=1)
+
+
+class TrainConfig(_Strict):
+    batch_size: int = Field(4096, ge=2)
+    max_epochs: int = Field(10, ge=1)
+    patience: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    refit: bool = True  # train again on train + validation for the chosen number of epochs
+
+
+class RetrieverConfig(TrainConfig):
+    embedding_dim: int = Field(64, ge=2)
+    tower_layers: tuple[int, ...] = (128, 64)
+    temperature: float = Field(0.1, gt=0)
+    logq_correction: bool = True
+    id_dropout: float = Field(0.1, ge=0, lt=1)
+    max_valid_users: int = Field(5_000, ge=1)
+
+
+class RankerConfig(TrainConfig):
+    embedding_dim: int = Field(32, ge=2)
+    bottom_layers: tuple[int, ...] = (64, 32)
+    top_layers: tuple[int, ...] = (128, 64)
+    id_dropout: float = Field(0.05, ge=0, lt=1)
+    watch_loss_weight: float = Field(0.2, ge=0)
+    # score = p_positive ** positive_power * expected_log_watch ** watch_power
+    positive_power: float = Field(1.0, ge=0)
+    watch_power: float = Field(0.5, ge=0)
+
+
+class IndexConfig(_Strict):
+    kind: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
+    flat_up_to_videos: int = Field(50_000, ge=1)
+    target_recall: float = Field(0.99, gt=0, le=1)
+    sample_queries: int = Field(2_000, ge=10)
+
+
+class ServingConfig(_Strict):
+    num_candidates: int = Field(100, ge=1, le=2_000)
+    default_top_k: int = Field(20, ge=1)
+    max_batch_size: int = Field(32, ge=1)
+    exclude_watched: bool = True
+
+
+class SimConfig(_Strict):
+    """Size and seed of the simulated video service (dataset = "sim")."""
+
+    num_users: int = Field(4_000, ge=2_000, le=1_000_000)
+    num_videos: int = Field(4_000, ge=500, le=1_000_000)
+    num_events: int = Field(400_000, ge=10_000, le=100_000_000)
+    num_days: int = Field(60, ge=7)
+    seed: int = 7
+
+
+class Config(_Strict):
+    """One run. `dataset` is "sim", "movielens-1m" or "custom" (with `contract`)."""
+
+    dataset: Literal["sim", "movielens-1m", "custom"]
+    seed: int = 7
+    split: SplitConfig = SplitConfig()
+    validation: ValidationConfig = ValidationConfig()
+    features: FeatureConfig = FeatureConfig()
+    retriever: RetrieverConfig = RetrieverConfig()
+    ranker: RankerConfig = RankerConfig()
+    index: IndexConfig = IndexConfig()
+    serving: ServingConfig = ServingConfig()
+    sim: SimConfig = SimConfig()
+
+
+def load_config(dataset: str, file: Path | None = None, overrides: list[str] | None = None) -> Config:
+    """The built-in settings of a dataset, then those of `file`, then `section.key=value` overrides.
+
+    Raises:
+        ConfigError: an unknown dataset, key or value, or a file that is not TOML.
+    """
+    values: dict[str, Any] = {"dataset": dataset}
+    builtin = CONFIG_FOLDER / f"{dataset}.toml"
+    if builtin.exists():
+        _merge(values, _read(builtin))
+    if file is not None:
+        _merge(values, _read(file))
+    for override in overrides or []:
+        _merge(values, _parse_override(override))
+    return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> Config:
+    """Build a Config from plain values; ConfigError names the first bad key."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"configuration: {first_problem(error)}") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file {file}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {file} is not TOML", found=str(error)) from error
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(
+            f"override {override!r}", expected="section.key=value", next_step="see marquee run --help"
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> None:
+    for key, value in extra.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value

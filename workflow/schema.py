@@ -1,0 +1,223 @@
+"""The data contract: every column of a dataset, declared once.
+
+A contract is a TOML file with three tables (events, users, videos). Validation, NVTabular
+selectors, model inputs, Triton tensors and the client all derive from it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from workflow.errors import ContractError
+
+Role = Literal[
+    "user_id",  # raw id of the user
+    "video_id",  # raw id of the video
+    "timestamp",  # when the event happened
+    "label",  # the ranker's yes/no target: click, like, rating above a threshold
+    "watch_s",  # seconds watched, the ranker's second target
+    "propensity",  # probability with which the logging policy showed the video
+    "context",  # known at request time: device, country, ...
+    "user_feature",
+    "video_feature",
+    "title",  # shown to people, never a model input
+    "publish_time",  # when the video appeared; gives the video's age at request time
+    "ignore",  # kept in the contract, not read
+]
+Kind = Literal["categorical", "continuous", "multi_hot"]
+Dtype = Literal["int64", "float32", "string"]
+TableName = Literal["events", "users", "videos"]
+TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
+
+TABLE_ROLES: dict[TableName, set[str]] = {
+    "events": {
+        "user_id", "video_id", "timestamp", "label", "watch_s", "propensity", "context", "ignore",
+    },
+    "users": {"user_id", "user_feature", "ignore"},
+    "videos": {"video_id", "video_feature", "title", "publish_time", "ignore"},
+}  # fmt: skip
+REQUIRED_ROLES: dict[TableName, tuple[str, ...]] = {
+    "events": ("user_id", "video_id", "timestamp"),
+    "users": ("user_id",),
+    "videos": ("video_id",),
+}
+FEATURE_ROLES = ("context", "user_feature", "video_feature")
+# Columns that Marquee derives; a contract column may not take these names.
+RESERVED_NAMES = {
+    "user_row", "video_row", "user_index", "video_index", "history", "session_history", "hour",
+    "weekday", "video_age_days", "user_event_count", "user_label_rate", "video_event_count",
+    "video_label_rate", "history_end", "session_start", "watched", "split", "top_k", "status",
+    "score", "time",
+}  # fmt: skip
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Column(_Strict):
+    """One column: its name here, where it is read from, what it means.
+
+    `source` is the column's name in the file (default: `name`). A continuous column may be
+    logged (`log = true`); a multi-hot column in a CSV file is split at `separator`; a timestamp
+    has a `unit`; a numeric label becomes yes/no with `positive_at_least`.
+    """
+
+    name: str = Field(min_length=1)
+    role: Role
+    dtype: Dtype
+    kind: Kind | None = None
+    source: str | None = None
+    log: bool = False
+    separator: str | None = None
+    unit: TimeUnit | None = None
+    positive_at_least: float | None = None
+
+    @property
+    def source_name(self) -> str:
+        return self.source or self.name
+
+    @property
+    def is_feature(self) -> bool:
+        return self.role in FEATURE_ROLES
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Column:
+        if self.is_feature and self.kind is None:
+            raise ValueError(f"column {self.name}: a {self.role} needs a kind")
+        if not self.is_feature and self.kind is not None:
+            raise ValueError(f"column {self.name}: only features have a kind")
+        if self.kind == "continuous" and self.dtype == "string":
+            raise ValueError(f"column {self.name}: a continuous column cannot be a string")
+        if self.role == "context" and self.kind != "categorical":
+            raise ValueError(f"column {self.name}: context columns are categorical")
+        if self.role in ("timestamp", "publish_time") and self.unit is None:
+            raise ValueError(f"column {self.name}: say its unit (s, ms, us, ns or iso)")
+        if self.role in ("user_id", "video_id") and self.dtype == "float32":
+            raise ValueError(f"column {self.name}: an id is int64 or string")
+        if self.name in RESERVED_NAMES:
+            raise ValueError(f"column {self.name}: this name is taken by a derived feature")
+        fixed = self.role if self.role in ("user_id", "video_id") else None
+        if fixed and self.name != fixed:
+            raise ValueError(f'column {self.name}: name it "{fixed}" (use source for the file)')
+        return self
+
+
+class Table(_Strict):
+    """One table: its files (a file, a folder or a glob, relative to the source folder)."""
+
+    path: str
+    format: Literal["parquet", "csv"] = "parquet"
+    separator: str = ","
+    encoding: str = "utf-8"
+    columns: tuple[Column, ...]
+
+    def of_role(self, role: str) -> tuple[Column, ...]:
+        return tuple(column for column in self.columns if column.role == role)
+
+    def one(self, role: str) -> Column | None:
+        found = self.of_role(role)
+        return found[0] if found else None
+
+
+class Contract(_Strict):
+    """A whole dataset.
+
+    `watched` says which events count as watches (retrieval targets and history): "all" events,
+    or those whose "label" is positive.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    title: str = ""
+    watched: Literal["all", "label"] = "label"
+    events: Table
+    users: Table | None = None
+    videos: Table | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Contract:
+        for name, table in self.tables().items():
+            _check_table(name, table)
+        if self.watched == "label" and self.events.one("label") is None:
+            raise ValueError('watched = "label" needs an events column with the role label')
+        _check_names([c for table in self.tables().values() for c in table.columns])
+        return self
+
+    def tables(self) -> dict[TableName, Table]:
+        every: dict[TableName, Table | None] = {
+            "events": self.events, "users": self.users, "videos": self.videos,
+        }  # fmt: skip
+        return {name: table for name, table in every.items() if table is not None}
+
+    def id_column(self, role: Literal["user_id", "video_id"]) -> Column:
+        column = self.events.one(role)
+        assert column is not None  # guaranteed by _check_table
+        return column
+
+    def features(self, role: str) -> tuple[Column, ...]:
+        """All feature columns of a role: context, user_feature or video_feature."""
+        return tuple(c for table in self.tables().values() for c in table.of_role(role))
+
+    @property
+    def has_watch_time(self) -> bool:
+        return self.events.one("watch_s") is not None
+
+    @property
+    def has_label(self) -> bool:
+        return self.events.one("label") is not None
+
+    @property
+    def has_publish_time(self) -> bool:
+        return self.videos is not None and self.videos.one("publish_time") is not None
+
+
+def _check_table(name: TableName, table: Table) -> None:
+    for role in REQUIRED_ROLES[name]:
+        if len(table.of_role(role)) != 1:
+            raise ValueError(f"table {name}: exactly one column must have the role {role}")
+    for role in ("label", "watch_s", "propensity", "title", "publish_time"):
+        if len(table.of_role(role)) > 1:
+            raise ValueError(f"table {name}: at most one column may have the role {role}")
+    for column in table.columns:
+        if column.role not in TABLE_ROLES[name]:
+            raise ValueError(f"table {name}, column {column.name}: no role {column.role} here")
+
+
+def _check_names(columns: list[Column]) -> None:
+    seen: set[str] = set()
+    for column in columns:
+        if column.role in ("user_id", "video_id", "ignore"):
+            continue
+        if column.name in seen:
+            raise ValueError(f"column {column.name} is declared twice; rename one (use source)")
+        seen.add(column.name)
+
+
+def load_contract(path: Path) -> Contract:
+    """Read and check a contract file.
+
+    Raises:
+        ContractError: the file is missing, is not TOML, or declares something inconsistent.
+    """
+    try:
+        return Contract.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ContractError(
+            f"no contract file {path}", next_step="marquee init --from FOLDER"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ContractError(f"contract {path} is not TOML", found=str(error)) from error
+    except ValidationError as error:
+        raise ContractError(f"contract {path}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a pydantic error as one short phrase."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
