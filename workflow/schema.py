@@ -7,10 +7,10 @@ selectors, model inputs, Triton tensors and the client all derive from it.
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from workflow.errors import ContractError
 
@@ -46,6 +46,10 @@ REQUIRED_ROLES: dict[TableName, tuple[str, ...]] = {
     "videos": ("video_id",),
 }
 FEATURE_ROLES = ("context", "user_feature", "video_feature")
+# Roles that have a fixed column name in the validated tables; no other column may take it.
+FIXED_NAME_ROLES = {
+    "user_id", "video_id", "timestamp", "label", "watch_s", "propensity", "title", "publish_time",
+}  # fmt: skip
 # Columns that Marquee derives; a contract column may not take these names.
 RESERVED_NAMES = {
     "user_row", "video_row", "user_index", "video_index", "history", "session_history", "hour",
@@ -99,8 +103,18 @@ class Column(_Strict):
             raise ValueError(f"column {self.name}: say its unit (s, ms, us, ns or iso)")
         if self.role in ("user_id", "video_id") and self.dtype == "float32":
             raise ValueError(f"column {self.name}: an id is int64 or string")
-        if self.name in RESERVED_NAMES:
+        if self.kind == "multi_hot" and self.dtype == "float32":
+            raise ValueError(f"column {self.name}: a multi-hot column holds int64 or string")
+        if self.role in ("label", "watch_s", "propensity") and self.dtype == "string":
+            raise ValueError(f"column {self.name}: a {self.role} is int64 or float32")
+        if self.role in ("timestamp", "publish_time"):
+            wanted = "string" if self.unit == "iso" else "int64"
+            if self.dtype != wanted:
+                raise ValueError(f"column {self.name}: with unit {self.unit} its dtype is {wanted}")
+        if self.role != "ignore" and self.name in RESERVED_NAMES:
             raise ValueError(f"column {self.name}: this name is taken by a derived feature")
+        if self.is_feature and self.name in FIXED_NAME_ROLES:
+            raise ValueError(f"column {self.name}: this name is taken by the role {self.name}")
         fixed = self.role if self.role in ("user_id", "video_id") else None
         if fixed and self.name != fixed:
             raise ValueError(f'column {self.name}: name it "{fixed}" (use source for the file)')
@@ -108,13 +122,27 @@ class Column(_Strict):
 
 
 class Table(_Strict):
-    """One table: its files (a file, a folder or a glob, relative to the source folder)."""
+    """One table: its files (a file, a folder or a glob, relative to the source folder).
 
-    path: str
+    The rest is for text files (format = "csv"). `separator` may be several characters long.
+    Without a `header` the columns are called c1, c2, ... `quote` is empty where quotes mean
+    nothing.
+    """
+
+    path: str = Field(min_length=1)
     format: Literal["parquet", "csv"] = "parquet"
-    separator: str = ","
+    separator: str = Field(",", min_length=1)
     encoding: str = "utf-8"
+    header: bool = True
+    quote: str = Field('"', max_length=1)
     columns: tuple[Column, ...]
+
+    @field_validator("path")
+    @classmethod
+    def _relative(cls, path: str) -> str:
+        if PurePath(path).is_absolute():
+            raise ValueError(f"path {path}: give it relative to the source folder")
+        return path
 
     def of_role(self, role: str) -> tuple[Column, ...]:
         return tuple(column for column in self.columns if column.role == role)
@@ -145,6 +173,8 @@ class Contract(_Strict):
         if self.watched == "label" and self.events.one("label") is None:
             raise ValueError('watched = "label" needs an events column with the role label')
         _check_names([c for table in self.tables().values() for c in table.columns])
+        _check_id_dtypes(self.events, "user_id", self.users)
+        _check_id_dtypes(self.events, "video_id", self.videos)
         return self
 
     def tables(self) -> dict[TableName, Table]:
@@ -195,6 +225,15 @@ def _check_names(columns: list[Column]) -> None:
         if column.name in seen:
             raise ValueError(f"column {column.name} is declared twice; rename one (use source)")
         seen.add(column.name)
+
+
+def _check_id_dtypes(events: Table, role: str, other: Table | None) -> None:
+    """Ids are matched by value, so a table of strings would never meet events of integers."""
+    ours, theirs = events.one(role), other.one(role) if other else None
+    if ours and theirs and ours.dtype != theirs.dtype:
+        raise ValueError(
+            f"{role} is {ours.dtype} in events but {theirs.dtype} in its own table; make them equal"
+        )
 
 
 def load_contract(path: Path) -> Contract:

@@ -1,0 +1,1 @@
+"""From raw files and a contract to validated tables."""
