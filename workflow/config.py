@@ -78,6 +78,7 @@ class RankerConfig(TrainConfig):
     bottom_layers: tuple[int, ...] = (64, 32)
     top_layers: tuple[int, ...] = (128, 64)
     id_dropout: float = Field(0.05, ge=0, lt=1)
+    sampled_negatives: int = Field(4, ge=1)  # per watch, only for data without labels
     watch_loss_weight: float = Field(0.2, ge=0)
     # score = p_positive ** positive_power * expected_log_watch ** watch_power
     positive_power: float = Field(1.0, ge=0)

@@ -1,0 +1,147 @@
+"""Model inputs: sample pointers in, dense feature tensors out, and the Merlin schema of both.
+
+A batch of samples only carries row numbers; `FeatureTables` looks every feature up in the encoded
+arrays, so training reads exactly the values that serving reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import models.compat  # noqa: F401
+import numpy as np
+import tensorflow as tf
+from merlin.schema import ColumnSchema, Schema, Tags
+
+from workflow.features.encoded import FeatureStore
+from workflow.features.spec import Feature, FeatureSpec
+
+Tensors = dict[str, Any]  # name -> tf.Tensor
+
+
+def merlin_schema(features: tuple[Feature, ...]) -> Schema:
+    """Merlin's schema of dense inputs: [batch, 1] scalars and [batch, length] padded lists."""
+    return Schema([_column_schema(feature) for feature in features])
+
+
+def _column_schema(feature: Feature) -> ColumnSchema:
+    if feature.kind == "continuous":
+        return ColumnSchema(feature.name, tags=[Tags.CONTINUOUS], dtype=np.float32)
+    domain = {"min": 0, "max": feature.cardinality - 1, "name": feature.domain}
+    return ColumnSchema(
+        feature.name,
+        tags=[Tags.CATEGORICAL],
+        dtype=np.int32,
+        dims=(None, feature.length) if feature.is_list else (None,),
+        properties={"domain": domain},
+    )
+
+
+class FeatureTables:
+    """Encoded arrays as tensors, and the look-ups of one batch.
+
+    Args:
+        store: the run's encoded arrays.
+        spec: the fitted schema.
+    """
+
+    def __init__(self, store: FeatureStore, spec: FeatureSpec) -> None:
+        self.spec = spec
+        self._user = {f.name: tf.constant(store.user(f.name)) for f in spec.of_group("user")}
+        self._video = {f.name: tf.constant(store.video(f.name)) for f in spec.of_group("video")}
+        histories = store.histories()
+        # One padding entry keeps look-ups valid when nobody has watched anything.
+        self._watched = tf.constant(np.r_[histories.video_row, np.int32(0)])
+        self._start = tf.constant(histories.start)
+
+    def query(self, batch: Tensors) -> Tensors:
+        """Query tower inputs of a batch: int32/float32 [batch, 1] or int32 [batch, length]."""
+        return self._pick(self.spec.query(), batch)
+
+    def candidate(self, video_row: Any) -> Tensors:
+        """Candidate tower inputs of int [n] video rows."""
+        return {f.name: _column(tf.gather(self._video[f.name], video_row)) for f in self.spec.candidate()}
+
+    def ranker(self, batch: Tensors) -> Tensors:
+        """All features of a batch of (user, video, request) samples."""
+        return self._pick(self.spec.features, batch)
+
+    def _pick(self, features: tuple[Feature, ...], batch: Tensors) -> Tensors:
+        return {f.name: _column(self._value(f, batch)) for f in features}
+
+    def _value(self, feature: Feature, batch: Tensors) -> Any:
+        if feature.group == "user":
+            return tf.gather(self._user[feature.name], batch["user_row"])
+        if feature.group == "video":
+            return tf.gather(self._video[feature.name], batch["video_row"])
+        if feature.group == "history":
+            return self._history(feature, batch)
+        return batch[feature.name]
+
+    def _history(self, feature: Feature, batch: Tensors) -> Any:
+        """The last `length` watches before the event, newest last, 0-padded in front."""
+        end = tf.cast(batch["history_end"], tf.int64)[:, None]
+        first = tf.gather(self._start, batch["user_row"])
+        if feature.name == "session_history":
+            first = tf.cast(batch["session_start"], tf.int64)
+        at = end - feature.length + tf.range(feature.length, dtype=tf.int64)[None, :]
+        inside = at >= first[:, None]
+        rows = tf.gather(self._watched, tf.where(inside, at, tf.shape(self._watched, tf.int64)[0] - 1))
+        return tf.gather(self._video["video_index"], tf.where(inside, rows, 0))
+
+
+def _column(values: Any) -> Any:
+    """[n] becomes [n, 1]; lists keep their width."""
+    return values[:, None] if len(values.shape) == 1 else values
+
+
+class SampleBatches:
+    """One epoch of sample batches at a time, through Merlin's data loader (out of core).
+
+    Args:
+        files: sample files (one Dask partition each).
+        columns: the columns to read.
+        batch_size: samples per batch; the last batch may be smaller.
+        watched_only: leave out exposures that were not watched.
+        shuffle: mix the rows anew in each epoch.
+
+    Iterating yields column name -> tensor [batch], in the file's dtype.
+    """
+
+    def __init__(
+        self,
+        files: list[Path],
+        columns: list[str],
+        batch_size: int,
+        *,
+        watched_only: bool = False,
+        shuffle: bool = False,
+    ) -> None:
+        import merlin.models.tf as mm
+        from merlin.io import Dataset
+
+        data = Dataset([str(path) for path in files], engine="parquet")
+        schema = data.schema.select_by_name(columns)
+        if watched_only:
+            frame = data.to_ddf()
+            data = Dataset(frame[frame["watched"] == 1], schema=data.schema)
+        self._loader = mm.Loader(data, batch_size=batch_size, shuffle=shuffle, schema=schema)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Tensors]:
+        for batch, _ in self._loader:
+            yield batch
+
+
+def sample_columns(spec: FeatureSpec, *, ranker: bool) -> list[str]:
+    """Columns that a model reads from the samples: pointers, targets and per-event features."""
+    per_event = ("context", "user_state", "video_state", "cross")
+    features = spec.of_group(*per_event) if ranker else spec.query()
+    names = [f.name for f in features if f.group in per_event]
+    pointers = ["user_row", "video_row", "history_end", "session_start"]
+    targets = ["label"] + (["log_watch"] if spec.has_watch_time else []) if ranker else []
+    return pointers + targets + names

@@ -1,0 +1,156 @@
+"""The training loop both models share: epochs, early stopping, checkpoints that survive a kill."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import models.compat  # noqa: F401
+import numpy as np
+import tensorflow as tf
+
+from workflow.console import Report
+from workflow.errors import TrainingError
+from workflow.run import storage_errors, write_json
+
+
+class Batches(Protocol):
+    """Anything that yields batches once per epoch and knows how many."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Any: ...
+
+
+@dataclass
+class Progress:
+    """What a training run has done so far; saved next to its checkpoints."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_score: float = float("-inf")
+    scores: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One training run.
+
+    Attributes:
+        model: the Keras model; its weights end as the best epoch's.
+        step: one gradient step, batch -> loss.
+        batches: the training data.
+        validate: returns the score to maximise, or None to keep the last epoch.
+        checkpoints: folder of this run's checkpoints.
+    """
+
+    model: Any
+    optimizer: Any
+    step: Callable[[Any], Any]
+    batches: Batches
+    validate: Callable[[], float] | None
+    checkpoints: Path
+    max_epochs: int
+    patience: int
+
+    def run(self, report: Report, title: str) -> Progress:
+        """Train until the score has not risen for `patience` epochs, or `max_epochs`.
+
+        Continues from the last finished epoch when checkpoints are there.
+
+        Raises:
+            TrainingError: the loss became NaN or there is nothing to train on.
+        """
+        checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
+        last = tf.train.CheckpointManager(checkpoint, str(self.checkpoints / "last"), 1)
+        best = tf.train.CheckpointManager(checkpoint, str(self.checkpoints / "best"), 1)
+        progress = self._resume(checkpoint, last)
+        while progress.epoch < self.max_epochs and not self._finished(progress):
+            self._epoch(progress, report, title)
+            if self.validate is not None:
+                score = self.validate()
+                progress.scores.append(score)
+                if score > progress.best_score:
+                    progress.best_score, progress.best_epoch = score, progress.epoch
+                    with storage_errors(self.checkpoints):
+                        best.save()
+            self._save(progress, last)
+        if self.validate is not None and best.latest_checkpoint:
+            checkpoint.restore(best.latest_checkpoint).expect_partial()
+        return progress
+
+    def _finished(self, progress: Progress) -> bool:
+        waited = progress.epoch - progress.best_epoch
+        return self.validate is not None and progress.epoch > 0 and waited >= self.patience
+
+    def _epoch(self, progress: Progress, report: Report, title: str) -> None:
+        started, losses = time.monotonic(), []
+        total = len(self.batches)
+        for number, batch in enumerate(self.batches):
+            losses.append(self.step(batch))
+            if number % 10 == 0:
+                report(number, total, f"{title}, epoch {progress.epoch + 1}")
+            progress.rows += int(batch["user_row"].shape[0])
+        if not losses:
+            raise TrainingError(
+                f"{title}: no training samples", next_step="marquee validate, then marquee features"
+            )
+        loss = float(np.mean([float(value) for value in losses]))
+        if not np.isfinite(loss):
+            raise TrainingError(
+                f"{title}: the loss is {loss} in epoch {progress.epoch + 1}",
+                next_step="lower learning_rate, or check the data for extreme values",
+            )
+        progress.losses.append(loss)
+        progress.epoch += 1
+        progress.seconds += time.monotonic() - started
+
+    def _state_file(self) -> Path:
+        return self.checkpoints / "progress.json"
+
+    def _resume(self, checkpoint: Any, last: Any) -> Progress:
+        if not last.latest_checkpoint or not self._state_file().exists():
+            return Progress()
+        checkpoint.restore(last.latest_checkpoint).expect_partial()
+        return Progress(**json.loads(self._state_file().read_text()))
+
+    def _save(self, progress: Progress, last: Any) -> None:
+        with storage_errors(self.checkpoints):
+            last.save()
+        write_json(self._state_file(), vars(progress))
+
+
+def gradient_step(model: Any, optimizer: Any, loss_of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A compiled function: batch -> loss, after one optimizer step."""
+
+    @tf.function(reduce_retracing=True)
+    def step(batch: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = loss_of(batch)
+        variables = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return loss
+
+    def call(batch: Any) -> Any:
+        return step(batch)
+
+    return call
+
+
+def save_weights(model: Any, path: Path) -> None:
+    """All weights by position as an .npz file (no pickle)."""
+    arrays = {f"{i:04d}": weight.numpy() for i, weight in enumerate(model.weights)}
+    np.savez(path, **arrays)
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Put back what `save_weights` wrote into a model that has been built the same way."""
+    with np.load(path, allow_pickle=False) as arrays:
+        values: Iterable[Any] = [arrays[name] for name in sorted(arrays.files)]
+        model.set_weights(list(values))

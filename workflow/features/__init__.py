@@ -1,0 +1,1 @@
+"""Features: NVTabular workflows built from the contract, and point-in-time histories."""

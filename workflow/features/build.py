@@ -1,0 +1,271 @@
+"""The features stage: validated tables in, encoded tables, histories and samples out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from workflow.config import Config
+from workflow.console import Report, no_report
+from workflow.features import encoded, tables
+from workflow.features.fitted import CompiledTable, save_fitted
+from workflow.features.fitted_features import fitted_features, raw_ids
+from workflow.features.history import DailyCounts, Histories, session_starts, smoothed_rate
+from workflow.features.samples import POINTERS, Cuts, Known, build_samples, split_of
+from workflow.features.spec import Feature, FeatureSpec
+from workflow.features.split import NAMES, TEST, temporal_cuts
+from workflow.run import Run, replaced_folder, write_json
+from workflow.schema import Contract
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def build_features(
+    run: Run, config: Config, contract: Contract, report: Report = no_report
+) -> dict[str, Any]:
+    """Make everything that models read; returns counts for the summary.
+
+    Vocabularies and statistics are fitted without the test part. Each partition of events is
+    in memory once at a time.
+    """
+    data = run.require(run.data, "validated data", "marquee validate")
+    files = sorted((data / "events").glob("*.parquet"))
+    with replaced_folder(run.features) as folder:
+        builder = _Builder(folder, config, contract, data, files)
+        report(0, 5, "histories")
+        builder.scan()
+        report(1, 5, "point-in-time samples")
+        builder.write_raw_samples()
+        report(2, 5, "fitting workflows")
+        builder.fit_workflows()
+        report(3, 5, "encoding samples")
+        counts = builder.encode_samples()
+        report(4, 5, "encoding users and videos")
+        builder.encode_tables()
+        spec = builder.spec()
+        spec.save(folder / "spec.json")
+        summary = {**counts, "num_features": len(spec.features)}
+        write_json(folder / "summary.json", summary)
+    return summary
+
+
+class _Builder:
+    """Keeps what the steps of one features stage share."""
+
+    def __init__(
+        self, folder: Path, config: Config, contract: Contract, data: Path, files: list[Path]
+    ) -> None:
+        import pandas as pd
+
+        self.folder, self.config, self.contract = folder, config, contract
+        self.data, self.files = data, files
+        self.users = pd.read_parquet(data / "users.parquet")
+        self.videos = pd.read_parquet(data / "videos.parquet")
+        self.features: list[Feature] = []
+
+    # --- pass 1: histories, daily counts, split points -----------------------------------------
+    def scan(self) -> None:
+        num_users, num_videos = len(self.users), len(self.videos)
+        daily = DailyCounts(num_videos)
+        watches: list[tuple[npt.NDArray[Any], ...]] = []
+        times = []
+        for events in self._partitions():
+            user, time = events["user_row"].to_numpy(), events["timestamp"].to_numpy()
+            watched = events["watched"].to_numpy()
+            video = events["video_row"].to_numpy()
+            label = events["label"].to_numpy(np.float64) if "label" in events else watched * 1.0
+            daily.add(video, time, label)
+            watches.append((user[watched], video[watched].astype(np.int32), time[watched]))
+            times.append(time)
+        daily.finish()
+        user, video, time = (np.concatenate(column) for column in zip(*watches, strict=True))
+        start = np.searchsorted(user, np.arange(num_users + 2)).astype(np.int64)
+        gap_s = self.config.features.session_gap_s
+        histories = Histories(video, time, start, session_starts(user, time, gap_s))
+        every_time = np.concatenate(times)
+        temporal = self.config.split.protocol == "temporal"
+        self.cuts = Cuts(*temporal_cuts(every_time, self.config.split)) if temporal else Cuts(0, 0)
+        self.known = Known(histories, daily, num_videos, self._publish_time(), 0.5)
+        self.known = replace(self.known, label_prior=self._label_prior())
+        for name in ("video_row", "time", "start", "session_start"):
+            encoded.save_array(self.folder / "history" / f"{name}.npy", getattr(histories, name))
+
+    def _partitions(self) -> Iterator[pd.DataFrame]:
+        import pandas as pd
+
+        for path in self.files:
+            yield pd.read_parquet(path)
+
+    def _publish_time(self) -> npt.NDArray[np.int64] | None:
+        if not self.contract.has_publish_time:
+            return None
+        known = self.videos["publish_time"].fillna(0).to_numpy(np.int64)
+        return np.r_[np.int64(0), known]
+
+    def _label_prior(self) -> float:
+        """Positive share before the test period; it smooths rates of users and videos."""
+        if not self.contract.has_label:
+            return 0.5
+        total = positive = 0.0
+        for events in self._partitions():
+            seen = split_of(events, self.config, self.cuts) != TEST
+            total += seen.sum()
+            positive += float(events["label"].to_numpy()[seen].sum())
+        return positive / max(total, 1.0)
+
+    # --- pass 2: samples -------------------------------------------------------------------------
+    def write_raw_samples(self) -> None:
+        for number, events in enumerate(self._partitions()):
+            part = split_of(events, self.config, self.cuts)
+            samples = build_samples(events, part, self.contract, self.config, self.known)
+            for value, name in enumerate(NAMES):
+                chosen = samples[samples["part"] == value].drop(columns="part")
+                path = self.folder / "raw" / name / f"part-{number:05d}.parquet"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if len(chosen):
+                    chosen.to_parquet(path, index=False)
+
+    def _raw(self, *parts: str) -> list[Path]:
+        return [p for part in parts for p in sorted((self.folder / "raw" / part).glob("*.parquet"))]
+
+    def fit_workflows(self) -> None:
+        seen = self._raw("train", "valid")
+        sources: dict[tables.WorkflowName, list[Path]] = {
+            "ids": seen,
+            "events": seen,
+            "users": [self.data / "users.parquet"],
+            "videos": [self.data / "videos.parquet"],
+        }
+        self.workflows, self.compiled = {}, {}
+        for name, files in sources.items():
+            if not self._inputs(name):
+                continue
+            out_path = self.folder / "workflows" / name
+            out_path.mkdir(parents=True, exist_ok=True)
+            built = tables.build_feature_workflow(
+                self.contract, self.config.features, name, out_path
+            )
+            self.workflows[name] = tables.fit(built, files)
+            save_fitted(self.workflows[name], out_path)
+            self.compiled[name] = CompiledTable.load(out_path)
+
+    def _inputs(self, name: tables.WorkflowName) -> bool:
+        """Whether the table has any feature to encode."""
+        role = {"users": "user_feature", "videos": "video_feature"}.get(name)
+        return role is None or bool(self.contract.features(role))
+
+    def encode_samples(self) -> dict[str, int]:
+        """Run the events workflow over every raw sample file; the raw files are then removed."""
+        import pandas as pd
+
+        counts = {}
+        for part in NAMES:
+            total = 0
+            (self.folder / part).mkdir()
+            for path in self._raw(part):
+                raw = pd.read_parquet(path)
+                [frame] = tables.transform(self.workflows["events"], [path])
+                total += len(raw)
+                self._sample_frame(raw, frame).to_parquet(
+                    self.folder / part / path.name, index=False
+                )
+                path.unlink()
+            counts[f"num_{part}"] = total
+        return counts
+
+    def _sample_frame(self, raw: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+        kept = [*POINTERS, "watched", "label"]
+        result = raw[kept].copy()
+        for name in frame.columns:
+            column = frame[name].to_numpy()
+            result[name] = column.astype(np.float32 if column.dtype.kind == "f" else np.int32)
+        if self.contract.has_watch_time:
+            result["log_watch"] = np.log1p(raw["watch_s"].to_numpy(np.float32))
+        return result
+
+    # --- tables ----------------------------------------------------------------------------------
+    def encode_tables(self) -> None:
+        self._encode_ids()
+        for name, role, frame in (
+            ("users", "user_feature", self.users),
+            ("videos", "video_feature", self.videos),
+        ):
+            self._encode_table(name, role, frame)
+        self._encode_state()
+        if self.known.publish_time is not None:
+            self._save("videos", "publish_time", self.known.publish_time)
+        self._save("users", "user_id", raw_ids(self.users["user_id"]))
+        self._save("videos", "video_id", raw_ids(self.videos["video_id"]))
+
+    def _encode_ids(self) -> None:
+        ids = self.compiled["ids"]
+        for folder, column, count, row_0 in (
+            ("users", "user_row", len(self.users), encoded.USER_ROW_0),
+            ("videos", "video_row", len(self.videos), encoded.VIDEO_ROW_0),
+        ):
+            rows = np.arange(1, count + 1)
+            index = ids[column].encode(rows, np.zeros(count, bool))
+            name = column.replace("_row", "_index")
+            self._save(folder, name, np.r_[np.int32(row_0), index])
+
+    def _encode_table(self, name: Any, role: str, frame: pd.DataFrame) -> None:
+        columns = self.contract.features(role)
+        if not columns:
+            return
+        import pandas as pd
+
+        path = self.data / f"{name}.parquet"
+        result = pd.concat(tables.transform(self.workflows[name], [path]), ignore_index=True)
+        assert len(result) == len(frame)
+        for column in columns:
+            self._save(name, column.name, encoded.encode_column(result[column.name], column))
+
+    def _encode_state(self) -> None:
+        """Counts as of the last event, as a request after the export would see them."""
+        events, labels = self.known.daily.totals()
+        user_events, user_labels = self._user_totals()
+        compiled, prior = self.compiled["events"], self.known.label_prior
+        for folder, kind, counts, positive in (
+            ("videos", "video", events, labels),
+            ("users", "user", user_events, user_labels),
+        ):
+            name = f"{kind}_event_count"
+            self._save(folder, name, compiled[name].normalise(counts.astype(np.float32)))
+            if self.contract.has_label:
+                name = f"{kind}_label_rate"
+                rate = smoothed_rate(positive, counts, prior)
+                self._save(folder, name, compiled[name].normalise(rate))
+
+    def _user_totals(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        size = len(self.users) + 1
+        events, labels = np.zeros(size), np.zeros(size)
+        for frame in self._partitions():
+            user = frame["user_row"].to_numpy()
+            events += np.bincount(user, minlength=size)
+            if "label" in frame:
+                labels += np.bincount(user, frame["label"].to_numpy(np.float64), minlength=size)
+        return events, labels
+
+    def _save(self, folder: str, name: str, values: npt.NDArray[Any]) -> None:
+        encoded.save_array(self.folder / folder / f"{name}.npy", values)
+
+    # --- fitted schema ---------------------------------------------------------------------------
+    def spec(self) -> FeatureSpec:
+        config = self.config.features
+        return FeatureSpec(
+            features=tuple(fitted_features(self.contract, self.compiled, self.folder, config)),
+            num_users=len(self.users),
+            num_videos=len(self.videos),
+            has_watch_time=self.contract.has_watch_time,
+            history_length=config.history_length,
+            session_length=config.session_length,
+            session_gap_s=config.session_gap_s,
+            valid_from=self.cuts.valid_from,
+            test_from=self.cuts.test_from,
+        )

@@ -1,0 +1,88 @@
+"""Encoded tables: what every model input needs, one row per user and per video, as .npy files.
+
+Row 0 is the unknown user and the padding video. Training, export and serving read these same
+arrays, so a feature has one value everywhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from workflow.features.history import Histories
+from workflow.features.spec import NULL, OUT_OF_VOCABULARY
+from workflow.run import Run
+from workflow.schema import Column
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_LIST_LENGTH = 32
+
+
+def encode_column(values: pd.Series, column: Column) -> npt.NDArray[Any]:
+    """One encoded feature with a row 0 in front.
+
+    Returns:
+        float32 [n + 1] for continuous (row 0 is the mean, 0), int32 [n + 1] for categorical
+        (row 0 is null), int32 [n + 1, length] padded with 0 for multi-hot.
+    """
+    if column.kind == "continuous":
+        return np.r_[np.float32(0), values.to_numpy(np.float32)]
+    if column.kind == "categorical":
+        return np.r_[np.int32(NULL), values.to_numpy(np.int32)]
+    return pad_lists(values)
+
+
+def pad_lists(values: pd.Series) -> npt.NDArray[np.int32]:
+    """Lists as int32 [n + 1, longest list (at most 32)], 0-padded; row 0 and empty lists are 0."""
+    lengths = np.minimum(values.map(len).to_numpy(np.int64), MAX_LIST_LENGTH)
+    width = max(1, int(lengths.max(initial=1)))
+    result = np.zeros((len(values) + 1, width), np.int32)
+    for row, items in enumerate(values, start=1):
+        result[row, : lengths[row - 1]] = items[: lengths[row - 1]]
+    return result
+
+
+def index_column(encoded: npt.NDArray[np.int64], padding: int) -> npt.NDArray[np.int32]:
+    """Vocabulary index per row with row 0 in front: 2 for the unknown user, 0 for padding."""
+    return np.r_[np.int32(padding), encoded.astype(np.int32)]
+
+
+USER_ROW_0, VIDEO_ROW_0 = OUT_OF_VOCABULARY, 0
+
+
+class FeatureStore:
+    """Reads a run's encoded arrays, memory-mapped.
+
+    Attributes:
+        root: the run's features folder.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.root = run.require(run.features, "features", "marquee features")
+
+    def user(self, name: str) -> npt.NDArray[Any]:
+        return self._load("users", name)
+
+    def video(self, name: str) -> npt.NDArray[Any]:
+        return self._load("videos", name)
+
+    def histories(self) -> Histories:
+        names = ("video_row", "time", "start", "session_start")
+        return Histories(*(self._load("history", name) for name in names))
+
+    def samples(self, *parts: str) -> list[Path]:
+        """Parquet files of "train", "valid" or "test" samples."""
+        return [path for part in parts for path in sorted((self.root / part).glob("*.parquet"))]
+
+    def _load(self, folder: str, name: str) -> npt.NDArray[Any]:
+        return np.load(self.root / folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+
+def save_array(path: Path, values: npt.NDArray[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, np.ascontiguousarray(values), allow_pickle=False)

@@ -1,0 +1,166 @@
+"""Samples: one row per event with pointers and point-in-time numbers, before encoding.
+
+A sample does not repeat what is stored once elsewhere: `user_row` and `video_row` point into the
+encoded tables, `history_end` and `session_start` into the flat histories. So 100 million events
+need a few gigabytes on disk, not a copy of fifty ids each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from workflow.config import Config
+from workflow.features import history as past
+from workflow.features.history import SECONDS_PER_DAY, DailyCounts, Histories
+from workflow.features.split import UNUSED, leave_last_out, temporal_split
+from workflow.schema import Contract
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+POINTERS = ("user_row", "video_row", "timestamp", "history_end", "session_start")
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Split points of the temporal protocol (unused by leave_last_out)."""
+
+    valid_from: int
+    test_from: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """What samples look up besides their own partition.
+
+    Attributes:
+        num_videos: rows of the video table.
+        publish_time: int64 [num_videos + 1] unix seconds (0 = not known), or None without them.
+        label_prior: share of positive labels outside the test part.
+    """
+
+    histories: Histories
+    daily: DailyCounts
+    num_videos: int
+    publish_time: npt.NDArray[np.int64] | None
+    label_prior: float
+
+
+def split_of(events: pd.DataFrame, config: Config, cuts: Cuts) -> npt.NDArray[np.int8]:
+    """Part of each event under the run's protocol; int8 [n]."""
+    if config.split.protocol == "leave_last_out":
+        return leave_last_out(events["user_row"].to_numpy(), events["watched"].to_numpy())
+    return temporal_split(events["timestamp"].to_numpy(), cuts.valid_from, cuts.test_from)
+
+
+def build_samples(
+    events: pd.DataFrame, part: npt.NDArray[np.int8], contract: Contract, config: Config, known: Known
+) -> pd.DataFrame:
+    """All samples of one partition (sorted by user_row, timestamp), not yet encoded.
+
+    Without a label in the contract, every watch is a positive and `sampled_negatives` random
+    videos per watch are the negatives.
+    """
+    import pandas as pd
+
+    columns: dict[str, npt.NDArray[np.generic]] = _pointers(events, known.histories, config.features.session_gap_s)
+    columns["part"] = part
+    columns["watched"] = events["watched"].to_numpy().astype(np.int8)
+    columns |= _user_state(events, known.label_prior)
+    columns |= {c.name: events[c.name].to_numpy() for c in contract.features("context")}
+    columns |= time_context(columns["timestamp"])
+    columns["label"] = (
+        events["label"].to_numpy(np.float32)
+        if contract.has_label
+        else np.ones(len(events), np.float32)
+    )
+    if contract.has_watch_time:
+        columns["watch_s"] = events["watch_s"].to_numpy(np.float32)
+    samples = pd.DataFrame(columns)
+    if not contract.has_label:
+        samples = _with_negatives(samples, known.num_videos, config)
+    for name, values in video_numbers(samples, contract, known).items():
+        samples[name] = values
+    return samples[samples["part"] != UNUSED].reset_index(drop=True)
+
+
+def time_context(timestamp: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
+    """Hour of day (0-23) and weekday (0 = Monday) in UTC; int64, same shape as `timestamp`."""
+    days = timestamp // SECONDS_PER_DAY
+    return {
+        "hour": timestamp % SECONDS_PER_DAY // 3600,
+        "weekday": (days + 3) % 7,  # 1970-01-01 was a Thursday
+    }
+
+
+def video_numbers(
+    samples: pd.DataFrame, contract: Contract, known: Known
+) -> dict[str, npt.NDArray[np.float32]]:
+    """What was known of each sample's video at the end of the day before; float32 [n] each."""
+    video, time = samples["video_row"].to_numpy(np.int64), samples["timestamp"].to_numpy(np.int64)
+    events, labels = known.daily.before(video, time)
+    result = {"video_event_count": events.astype(np.float32)}
+    if contract.has_label:
+        result["video_label_rate"] = past.smoothed_rate(labels, events, known.label_prior)
+    if known.publish_time is not None:
+        result["video_age_days"] = video_age_days(known.publish_time[video], time)
+    return result
+
+
+def video_age_days(
+    publish_time: npt.NDArray[np.int64], at: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Days since publication, at least 0; NaN where the publish time is not known (0)."""
+    age = np.maximum(at - publish_time, 0) / np.float64(SECONDS_PER_DAY)
+    result: npt.NDArray[np.float32] = np.where(publish_time == 0, np.nan, age).astype(np.float32)
+    return result
+
+
+def _pointers(
+    events: pd.DataFrame, histories: Histories, gap_s: int
+) -> dict[str, npt.NDArray[np.generic]]:
+    user = events["user_row"].to_numpy(np.int64)
+    time = events["timestamp"].to_numpy(np.int64)
+    at = past.positions(user, time)
+    watched_before = past.count_before(events["watched"].to_numpy(np.float64), at)
+    start = histories.start[user]
+    end = start + watched_before.astype(np.int64)
+    return {
+        "user_row": user.astype(np.int32),
+        "video_row": events["video_row"].to_numpy(np.int32),
+        "timestamp": time,
+        "history_end": end,
+        "session_start": past.session_pointer(end, start, time, histories, gap_s),
+    }
+
+
+def _user_state(events: pd.DataFrame, prior: float) -> dict[str, npt.NDArray[np.generic]]:
+    at = past.positions(events["user_row"].to_numpy(), events["timestamp"].to_numpy())
+    count = past.count_before(np.ones(len(events)), at)
+    result: dict[str, npt.NDArray[np.generic]] = {"user_event_count": count.astype(np.float32)}
+    if "label" in events:
+        labels = past.count_before(events["label"].to_numpy(np.float64), at)
+        result["user_label_rate"] = past.smoothed_rate(labels, count, prior)
+    return result
+
+
+def _with_negatives(samples: pd.DataFrame, num_videos: int, config: Config) -> pd.DataFrame:
+    """Add random videos as negatives for data that only says what was watched."""
+    import pandas as pd
+
+    repeats = config.ranker.sampled_negatives
+    negatives = samples.loc[samples.index.repeat(repeats)].copy()
+    first_user = int(samples["user_row"].iloc[0]) if len(samples) else 0
+    generator = np.random.default_rng((config.seed, first_user))
+    negatives["video_row"] = generator.integers(
+        1, num_videos + 1, len(negatives), dtype=np.int32
+    )
+    negatives["label"] = np.float32(0)
+    negatives["watched"] = np.int8(0)
+    if "watch_s" in negatives:
+        negatives["watch_s"] = np.float32(np.nan)
+    return pd.concat([samples, negatives], ignore_index=True)
