@@ -1,0 +1,49 @@
+# Every target does its own set-up; `make help` lists them.
+# make PYTHON=/path/to/python3.11   choose the interpreter of .venv
+# make bench RUN=runs/movielens-1m  choose a run folder
+
+PYTHON ?=
+RUN ?= runs/sim
+BIN := .venv/bin
+# Other packages with our names, on a PYTHONPATH of the user's, must not win.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo test lint format pytest bench lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: ## Make .venv with what Marquee needs (done by the other targets)
+	@PYTHON="$(PYTHON)" sh requirements/install.sh
+
+install-dev: ## Add what tests, linters and notebooks need
+	@PYTHON="$(PYTHON)" sh requirements/install.sh --dev
+
+demo: install ## Simulated data to recommendations from Triton, in one run
+	$(BIN)/marquee run --dataset sim
+
+test: lint pytest ## Linters and all tests
+
+lint: install-dev ## ruff, mypy, import-linter
+	@status=0; \
+	for check in "ruff check ." "ruff format --check ." "python -m mypy" "lint-imports --no-logo"; do \
+	    echo "$$check"; $(BIN)/$$check || status=1; \
+	done; exit $$status
+
+pytest: install-dev
+	$(BIN)/python -m pytest
+
+format: install-dev ## Rewrite the code as the linters want it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## Latency, throughput and server CPU of RUN, by perf_analyzer
+	$(BIN)/marquee bench --run $(RUN)
+
+lock: ## Recompute the hashes in requirements/ (maintainers; needs uv)
+	@sh requirements/lock.sh
+
+clean: ## Remove .venv and caches; runs/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
