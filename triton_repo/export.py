@@ -1,0 +1,218 @@
+"""The export stage: trained models, index and features as one Triton model repository.
+
+What is written runs alone: no import of ours, no absolute path, no pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.inputs import FeatureTables
+from models.ranker import load_ranker
+from models.retriever import load_two_tower
+from models.weights import fold_videos, ranker_weights, tower_weights
+from triton_repo.graph import RankerLayout, Slot, query_tower_graph, ranker_graph
+from triton_repo.tensors import (
+    ENSEMBLE,
+    STAGES,
+    ensemble_body,
+    model_tensors,
+    render_config,
+    stage_body,
+)
+from workflow.config import Config
+from workflow.console import Report, no_report
+from workflow.features.encoded import FeatureStore
+from workflow.features.fitted import CompiledTable
+from workflow.features.spec import QUERY_GROUPS, Feature, FeatureSpec
+from workflow.run import Run, read_json, replaced_folder, write_json
+from workflow.schema import Contract
+
+TEMPLATES = Path(__file__).parent / "templates"
+VERSION = 1
+
+
+def export_repository(
+    run: Run, config: Config, contract: Contract, report: Report = no_report
+) -> dict[str, Any]:
+    """Write the model repository; the one that was there before stays until this one is whole.
+
+    Returns:
+        {"models", "num_files", "megabytes"}.
+    """
+    run.require(run.index / "index.faiss", "index", "marquee index")
+    with replaced_folder(run.repository) as folder:
+        exporter = _Exporter(run, config, contract, folder)
+        for done, step in enumerate(
+            (exporter.query_tower, exporter.retrieval, exporter.ranker, exporter.configs)
+        ):
+            report(done, 4, step.__name__.replace("_", " "))
+            step()
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        write_json(folder / "bundle.json", _manifest(folder, files))
+    size = sum(path.stat().st_size for path in run.repository.rglob("*") if path.is_file())
+    return {
+        "models": [ENSEMBLE, *STAGES],
+        "num_files": len(files) + 1,
+        "megabytes": round(size / 1e6, 1),
+    }
+
+
+def _manifest(folder: Path, files: list[Path]) -> dict[str, Any]:
+    """What belongs together: version, and the SHA-256 of every file."""
+    hashes = {}
+    for path in files:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes[str(path.relative_to(folder))] = digest
+    return {"version": VERSION, "sha256": hashes}
+
+
+class _Exporter:
+    """What the stages' folders are made from."""
+
+    def __init__(self, run: Run, config: Config, contract: Contract, folder: Path) -> None:
+        self.run, self.config, self.contract, self.folder = run, config, contract, folder
+        self.store = FeatureStore(run)
+        self.spec = FeatureSpec.load(self.store.root / "spec.json")
+        self.tables = FeatureTables(self.store, self.spec)
+        self.events = CompiledTable.load(self.store.root / "workflows" / "events")
+        self.index_report = read_json(run.index / "report.json")
+        query = self.spec.of_group(*QUERY_GROUPS)
+        self.query_features = tuple(f for f in query if f.kind != "continuous")
+        self.query_values = tuple(f.name for f in query if f.kind == "continuous")
+        self.video_features = self.spec.of_group("video", "video_state")
+        self.slots = _slots(self.query_features)
+
+    # --- query tower -----------------------------------------------------------------------------
+    def query_tower(self) -> None:
+        target = self._stage("query_tower")
+        model = load_two_tower(self.run, self.config, self.tables)
+        self.dim = self.config.retriever.tower_layers[-1]
+        weights = tower_weights(model.query_tower, self.spec.query())
+        graph = query_tower_graph(weights, self.slots, self.query_values)
+        (target / "tower.onnx").write_bytes(graph)
+        users = [f for f in self.query_features if f.group == "user"]
+        self._save(target, "user_id", self.store.user("user_id"))
+        self._save(target, "user_index", _columns([self.store.user(f.name) for f in users], np.int32))
+        values = [self.store.user(name) for name in self.query_values]
+        self._save(target, "user_value", _columns(values, np.float32))
+        histories = self.store.histories()
+        video_index = np.asarray(self.store.video("video_index"))
+        self._save(target, "watched_index", video_index[histories.video_row])
+        self._save(target, "watched_time", histories.time)
+        self._save(target, "watched_start", histories.start)
+        write_json(target / "stage.json", self._query_settings(users))
+
+    def _query_settings(self, users: list[Feature]) -> dict[str, Any]:
+        column, parts = 0, []
+        for feature, slot in zip(self.query_features, self.slots, strict=True):
+            part: dict[str, Any] = {
+                "name": feature.name, "from": feature.group, "at": slot.at, "length": slot.length,
+            }  # fmt: skip
+            if feature in users:
+                part["column"], column = column, column + slot.length
+            parts.append(part)
+        names = [f.name for f in self.query_features if f.group == "context"]
+        return {
+            "query_index": parts,
+            "session_gap_s": self.spec.session_gap_s,
+            "vocabulary": {name: self._vocabulary(name) for name in names},
+        }
+
+    def _vocabulary(self, name: str) -> dict[str, list[Any]]:
+        column = self.events[name]
+        assert column.values is not None and column.index is not None
+        whole = column.values.dtype.kind in "iuf"
+        values = [int(value) if whole else str(value) for value in column.values]
+        return {"values": values, "index": column.index.tolist()}
+
+    # --- retrieval -------------------------------------------------------------------------------
+    def retrieval(self) -> None:
+        target = self._stage("retrieval")
+        shutil.copyfile(self.run.index / "index.faiss", target / "index.faiss")
+        histories = self.store.histories()
+        self._save(target, "watched_row", histories.video_row)
+        self._save(target, "watched_start", histories.start)
+        settings = {
+            "num_candidates": self.index_report["num_candidates"],
+            "kind": self.index_report["kind"],
+            "effort": self.index_report["effort"],
+            "exclude_watched": self.config.serving.exclude_watched,
+        }
+        write_json(target / "stage.json", settings)
+
+    # --- ranker ----------------------------------------------------------------------------------
+    def ranker(self) -> None:
+        target = self._stage("ranker")
+        weights = ranker_weights(load_ranker(self.run, self.config, self.tables), self.spec.features)
+        fields = [f.name for f in self.video_features if f.kind != "continuous"]
+        values = [f.name for f in self.video_features if f.kind == "continuous"]
+        cross = [f.name for f in self.spec.of_group("cross")]
+        layout = RankerLayout(
+            self.slots, self.query_values, tuple(fields), (*values, *cross)
+        )
+        (target / "ranker.onnx").write_bytes(ranker_graph(weights, layout))
+        encoded = {name: np.asarray(self.store.video(name)) for name in fields}
+        self._save(target, "video_vector", fold_videos(weights.tables, encoded))
+        stacked = _columns([self.store.video(name) for name in values], np.float32)
+        self._save(target, "video_value", stacked)
+        self._save(target, "video_id", self._video_ids())
+        if cross:
+            self._save(target, "publish_time", self.store.video("publish_time"))
+        age = self.events["video_age_days"] if cross else None
+        settings = {
+            "default_top_k": self.config.serving.default_top_k,
+            "video_age_days": {"fill": age.fill, "mean": age.mean, "std": age.std} if age else None,
+        }
+        write_json(target / "stage.json", settings)
+
+    def _video_ids(self) -> npt.NDArray[Any]:
+        """Raw ids by video row; row 0 has none."""
+        ids = np.asarray(self.store.video("video_id"))
+        return np.concatenate([np.zeros(1, ids.dtype), ids])
+
+    # --- configs ---------------------------------------------------------------------------------
+    def configs(self) -> None:
+        batch = self.config.serving.max_batch_size
+        num_candidates = self.index_report["num_candidates"]
+        tensors = model_tensors(self.contract, self.spec, num_candidates, self.dim)
+        for name in STAGES:
+            text = render_config(name, tensors[name], batch, stage_body(tensors[name], batch))
+            (self.folder / name / "config.pbtxt").write_text(text)
+        (self.folder / ENSEMBLE / str(VERSION)).mkdir(parents=True)
+        # Triton needs the version folder; git and some copy tools drop empty ones.
+        (self.folder / ENSEMBLE / str(VERSION) / "README").write_text("The ensemble has no files.\n")
+        text = render_config(ENSEMBLE, tensors[ENSEMBLE], batch, ensemble_body(tensors, VERSION))
+        (self.folder / ENSEMBLE / "config.pbtxt").write_text(text)
+
+    def _stage(self, name: str) -> Path:
+        target = self.folder / name / str(VERSION)
+        target.mkdir(parents=True)
+        shutil.copyfile(TEMPLATES / "common" / "model.py", target / "model.py")
+        shutil.copyfile(TEMPLATES / name / "stage.py", target / "stage.py")
+        return target
+
+    @staticmethod
+    def _save(folder: Path, name: str, values: npt.NDArray[Any]) -> None:
+        np.save(folder / f"{name}.npy", np.ascontiguousarray(values), allow_pickle=False)
+
+
+def _slots(features: tuple[Feature, ...]) -> tuple[Slot, ...]:
+    """Positions of the packed query features, in schema order."""
+    ends = np.cumsum([f.length for f in features])
+    return tuple(
+        Slot(f.name, int(end) - f.length, f.length, f.is_list)
+        for f, end in zip(features, ends, strict=True)
+    )
+
+
+def _columns(arrays: list[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
+    """[rows] and [rows, length] arrays side by side."""
+    return np.concatenate([np.asarray(a).reshape(len(a), -1) for a in arrays], axis=1).astype(dtype)

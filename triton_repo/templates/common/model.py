@@ -1,0 +1,70 @@
+"""Triton adapter: joins the requests of a batch, runs the stage next to this file, splits again.
+
+Each stage is plain numpy in stage.py and knows nothing of Triton.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        folder = Path(args["model_repository"]) / args["model_version"]
+        config = json.loads(args["model_config"])
+        self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.dtypes = {
+            tensor["name"]: pb_utils.triton_string_to_numpy(tensor["data_type"])
+            for tensor in config["output"]
+        }
+        self.stage = load_stage(folder)
+
+    def execute(self, requests):
+        batches = [self._read(request) for request in requests]
+        sizes = [len(next(v for v in batch.values() if v is not None)) for batch in batches]
+        joined = {
+            name: None
+            if batches[0][name] is None
+            else np.concatenate([batch[name] for batch in batches])
+            for name in self.inputs
+        }
+        refused = self.stage.check(joined, sizes)
+        answers = split(self.stage.run(joined), sizes)
+        return [self._respond(refused.get(i), answer) for i, answer in enumerate(answers)]
+
+    def _read(self, request):
+        tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs}
+        return {name: None if t is None else t.as_numpy() for name, t in tensors.items()}
+
+    def _respond(self, refused, answer):
+        if refused is not None:
+            error = pb_utils.TritonError(refused, pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse([], error)
+        answer = self.stage.finish(answer)
+        return pb_utils.InferenceResponse(
+            [
+                pb_utils.Tensor(name, np.ascontiguousarray(answer[name], dtype=dtype))
+                for name, dtype in self.dtypes.items()
+            ]
+        )
+
+
+def split(outputs, sizes):
+    """One dictionary of arrays per request."""
+    ends = np.cumsum(sizes)
+    return [
+        {name: values[end - size : end] for name, values in outputs.items()}
+        for size, end in zip(sizes, ends)
+    ]
+
+
+def load_stage(folder):
+    """The Stage of stage.py in `folder`, whatever that folder is called."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("stage", folder / "stage.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Stage(folder)

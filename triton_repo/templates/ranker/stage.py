@@ -1,0 +1,104 @@
+"""Ranker: candidates and packed request features in, raw video ids with sorted scores out.
+
+Files: stage.json, ranker.onnx, video_id.npy (raw ids by row), video_vector.npy and
+video_value.npy (what the ranker needs of each video, by row), publish_time.npy (0 = not known).
+"""
+
+import json
+
+import numpy as np
+import onnxruntime
+
+FEWER_THAN_TOP_K = 3
+
+
+def open_session(path):
+    """An ONNX Runtime session on one thread that does not spin while idle."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+class Stage:
+    def __init__(self, folder):
+        self.settings = json.loads((folder / "stage.json").read_text())
+        self.session = open_session(folder / "ranker.onnx")
+        for name in ("video_id", "video_vector", "video_value"):
+            setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+        self.age = self.settings["video_age_days"]  # None, or how to encode a video's age
+        if self.age:
+            self.publish_time = np.load(folder / "publish_time.npy", allow_pickle=False)
+        self.no_id = b"" if self.video_id.dtype.kind == "S" else -1
+
+    def check(self, inputs, sizes):
+        """Reasons to refuse requests, by position: a top_k below 1, rows that do not exist."""
+        refused, start = {}, 0
+        rows = inputs["candidate_row"]
+        outside = (rows < 0) | (rows >= len(self.video_id))
+        for position, size in enumerate(sizes):
+            mine = slice(start, start + size)
+            top_k = inputs["top_k"]
+            if top_k is not None and (top_k[mine] < 1).any():
+                refused[position] = f"top_k must be at least 1, received {top_k[mine].min()}"
+            elif outside[mine].any():
+                refused[position] = "candidate_row is outside the bundle's catalogue"
+            start += size
+        rows[outside] = 0
+        return refused
+
+    def run(self, inputs):
+        rows = inputs["candidate_row"]
+        scores = self.score(inputs, rows)
+        scores[rows == 0] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")
+        wanted = inputs["top_k"]
+        if wanted is None:
+            wanted = np.full((len(rows), 1), self.settings["default_top_k"], np.int32)
+        return {
+            "rows": np.take_along_axis(rows, order, axis=1),
+            "scores": np.take_along_axis(scores, order, axis=1),
+            "wanted": wanted,
+            "status": inputs["query_status"],
+        }
+
+    def score(self, inputs, rows):
+        video_value = np.asarray(self.video_value[rows], np.float32)
+        if self.age:
+            age = self.video_age(rows, inputs["request_time"])
+            video_value = np.concatenate([video_value, age[..., None]], axis=2)
+        [scores] = self.session.run(
+            None,
+            {
+                "query_index": inputs["query_index"],
+                "query_value": inputs["query_value"],
+                "video_vector": np.asarray(self.video_vector[rows], np.float32),
+                "video_value": video_value,
+            },
+        )
+        return scores
+
+    def video_age(self, rows, moment):
+        """Encoded age [n, k]: days as float32, then fill, log(x + 1), (x - mean) / std."""
+        published = self.publish_time[rows]
+        days = (np.maximum(moment - published, 0) / np.float64(86400)).astype(np.float32)
+        days[published == 0] = self.age["fill"]
+        logged = np.log(days + np.float32(1)) - np.float32(self.age["mean"])
+        return logged / np.float32(self.age["std"]) if self.age["std"] > 0 else logged
+
+    def finish(self, answer):
+        """The first `top_k` videos of each row of one request.
+
+        A request for several users gets the longest list's width; what is missing has no id
+        (-1 or empty) and a score of -inf.
+        """
+        rows, status, wanted = answer["rows"], answer["status"][:, 0], answer["wanted"][:, 0]
+        counts = np.minimum((rows > 0).sum(axis=1), wanted)
+        width = int(counts.max(initial=0))
+        ids, scores = self.video_id[rows[:, :width]], answer["scores"][:, :width].copy()
+        missing = np.arange(width) >= counts[:, None]
+        ids[missing], scores[missing] = self.no_id, -np.inf
+        status = np.where((status == 0) & (counts < wanted), FEWER_THAN_TOP_K, status)
+        if ids.dtype.kind == "S":
+            ids = ids.astype(object)
+        return {"video_id": ids, "score": scores, "status": status[:, None]}

@@ -1,0 +1,68 @@
+"""Retrieval: query vector in, the best candidates that the user has not watched out.
+
+Files: stage.json, index.faiss (position i is video row i + 1), watched_row.npy and
+watched_start.npy (what each user has watched).
+"""
+
+import json
+
+import faiss
+import numpy as np
+
+
+class Stage:
+    def __init__(self, folder):
+        settings = json.loads((folder / "stage.json").read_text())
+        self.num_candidates = settings["num_candidates"]
+        self.exclude_watched = settings["exclude_watched"]
+        faiss.omp_set_num_threads(1)
+        self.index = faiss.read_index(str(folder / "index.faiss"))
+        if settings["kind"] == "ivf":
+            self.index.nprobe = settings["effort"]
+        if settings["kind"] == "hnsw":
+            self.index.hnsw.efSearch = settings["effort"]
+        self.watched_row = np.load(folder / "watched_row.npy", mmap_mode="r", allow_pickle=False)
+        self.watched_start = np.load(
+            folder / "watched_start.npy", mmap_mode="r", allow_pickle=False
+        )
+        self.is_watched = np.zeros(self.index.ntotal + 1, bool)
+
+    def check(self, inputs, sizes):
+        """Reasons to refuse requests, by position: rows and pointers that do not exist."""
+        refused, start = {}, 0
+        rows, until = inputs["user_row"][:, 0], inputs["watched_until"][:, 0]
+        inside = (rows >= 0) & (rows < len(self.watched_start) - 1)
+        rows[~inside] = 0
+        inside &= (until >= self.watched_start[rows]) & (until <= self.watched_start[rows + 1])
+        until[~inside] = self.watched_start[0]
+        for position, size in enumerate(sizes):
+            if not inside[start : start + size].all():
+                refused[position] = "user_row or watched_until is outside the bundle's tables"
+            start += size
+        return refused
+
+    def run(self, inputs):
+        rows, until = inputs["user_row"][:, 0], inputs["watched_until"][:, 0]
+        first = self.watched_start[rows] if self.exclude_watched else until
+        extra = int(np.max(until - first))
+        wanted = min(self.num_candidates + extra, self.index.ntotal)
+        scores, found = self.index.search(np.ascontiguousarray(inputs["query_vector"]), wanted)
+        found = found + 1  # FAISS says -1 for "no more": becomes row 0, which is padding
+        candidates = np.zeros((len(rows), self.num_candidates), np.int32)
+        kept_scores = np.full((len(rows), self.num_candidates), -np.inf, np.float32)
+        for i in range(len(rows)):
+            keep = self.keep(found[i], self.watched_row[first[i] : until[i]])
+            candidates[i, : len(keep)] = found[i, keep]
+            kept_scores[i, : len(keep)] = scores[i, keep]
+        return {"candidate_row": candidates, "candidate_score": kept_scores}
+
+    def finish(self, answer):
+        return answer
+
+    def keep(self, found, watched):
+        """Positions of the first `num_candidates` rows that are neither padding nor watched."""
+        self.is_watched[0] = True
+        self.is_watched[watched] = True
+        keep = np.flatnonzero(~self.is_watched[found])[: self.num_candidates]
+        self.is_watched[watched] = False
+        return keep

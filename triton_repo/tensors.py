@@ -1,0 +1,125 @@
+"""The served models' tensors, derived from the contract and the fitted schema, and their configs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workflow.features.spec import QUERY_GROUPS, FeatureSpec
+from workflow.schema import Contract
+
+ENSEMBLE = "marquee"
+STAGES = ("query_tower", "retrieval", "ranker")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a served model; `dims` leaves out the batch."""
+
+    name: str
+    dtype: str  # INT32, INT64, FP32 or STRING
+    dims: tuple[int, ...]
+    optional: bool = False
+
+    def render(self) -> str:
+        dims = ", ".join(str(size) for size in self.dims)
+        optional = " optional: true" if self.optional else ""
+        return f'{{ name: "{self.name}" data_type: TYPE_{self.dtype} dims: [ {dims} ]{optional} }}'
+
+
+@dataclass(frozen=True)
+class ModelIO:
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+def id_dtype(contract: Contract, role: str) -> str:
+    column = contract.events.one(role)
+    assert column is not None
+    return "STRING" if column.dtype == "string" else "INT64"
+
+
+def model_tensors(contract: Contract, spec: FeatureSpec, num_candidates: int, dim: int) -> dict[str, ModelIO]:
+    """Inputs and outputs of every served model, ensemble included."""
+    packed = [f for f in spec.of_group(*QUERY_GROUPS) if f.kind != "continuous"]
+    values = [f for f in spec.of_group(*QUERY_GROUPS) if f.kind == "continuous"]
+    request = (
+        Tensor("user_id", id_dtype(contract, "user_id"), (1,)),
+        Tensor("time", "INT64", (1,), optional=True),
+        *(
+            Tensor(c.name, "INT64" if c.dtype == "int64" else "STRING", (1,), optional=True)
+            for c in contract.features("context")
+        ),
+    )
+    top_k = Tensor("top_k", "INT32", (1,), optional=True)
+    features = (
+        Tensor("query_index", "INT32", (sum(f.length for f in packed),)),
+        Tensor("query_value", "FP32", (len(values),)),
+    )
+    moment, status = Tensor("request_time", "INT64", (1,)), Tensor("query_status", "INT32", (1,))
+    search = (
+        Tensor("query_vector", "FP32", (dim,)),
+        Tensor("user_row", "INT32", (1,)),
+        Tensor("watched_until", "INT64", (1,)),
+    )
+    candidates = Tensor("candidate_row", "INT32", (num_candidates,))
+    answer = (
+        Tensor("video_id", id_dtype(contract, "video_id"), (-1,)),
+        Tensor("score", "FP32", (-1,)),
+        Tensor("status", "INT32", (1,)),
+    )
+    candidate_score = Tensor("candidate_score", "FP32", (num_candidates,))
+    return {
+        "query_tower": ModelIO(request, (*search, *features, moment, status)),
+        "retrieval": ModelIO(search, (candidates, candidate_score)),
+        "ranker": ModelIO((candidates, *features, moment, status, top_k), answer),
+        ENSEMBLE: ModelIO((request[0], top_k, *request[1:]), answer),
+    }
+
+
+def render_config(name: str, io: ModelIO, max_batch_size: int, body: str) -> str:
+    """A config.pbtxt: name, batching, tensors, then `body`."""
+    lines = [f'name: "{name}"', f"max_batch_size: {max_batch_size}"]
+    for label, tensors in (("input", io.inputs), ("output", io.outputs)):
+        lines.append(f"{label} [")
+        lines.append(",\n".join(f"  {tensor.render()}" for tensor in tensors))
+        lines.append("]")
+    return "\n".join(lines) + "\n" + body
+
+
+def stage_body(io: ModelIO, max_batch_size: int) -> str:
+    """A Python-backend stage: one instance, no queue delay, warm before it is ready."""
+    warmups = "".join(_warmup(io, size) for size in dict.fromkeys((1, max_batch_size)))
+    return (
+        'backend: "python"\n'
+        "instance_group [ { count: 1 kind: KIND_CPU } ]\n"
+        "dynamic_batching { max_queue_delay_microseconds: 0 }\n" + warmups
+    )
+
+
+def _warmup(io: ModelIO, batch_size: int) -> str:
+    inputs = "".join(
+        f'  inputs {{ key: "{t.name}" value: {{ data_type: TYPE_{t.dtype} '
+        f"dims: [ {', '.join(map(str, t.dims))} ] {_warm_value(t)} }} }}\n"
+        for t in io.inputs
+        if not t.optional
+    )
+    return f'model_warmup [ {{\n  name: "batch_{batch_size}"\n  batch_size: {batch_size}\n{inputs}}} ]\n'
+
+
+def _warm_value(tensor: Tensor) -> str:
+    return "zero_data: true"
+
+
+def ensemble_body(tensors: dict[str, ModelIO], version: int) -> str:
+    """The steps of the ensemble; tensors of the same name are connected."""
+    steps = []
+    for stage in STAGES:
+        io = tensors[stage]
+        maps = [f'    input_map {{ key: "{t.name}" value: "{t.name}" }}' for t in io.inputs]
+        maps += [f'    output_map {{ key: "{t.name}" value: "{t.name}" }}' for t in io.outputs]
+        steps.append(
+            f'  {{\n    model_name: "{stage}"\n    model_version: {version}\n'
+            + "\n".join(maps)
+            + "\n  }"
+        )
+    return 'platform: "ensemble"\nensemble_scheduling {\n step [\n' + ",\n".join(steps) + "\n ]\n}\n"
