@@ -105,8 +105,8 @@ class SimConfig(_Strict):
     num_users: int = Field(4_000, ge=2_000, le=1_000_000)
     num_videos: int = Field(4_000, ge=500, le=1_000_000)
     num_events: int = Field(400_000, ge=10_000, le=100_000_000)
-    num_days: int = Field(60, ge=7)
-    seed: int = 7
+    num_days: int = Field(60, ge=7, le=3_650)
+    seed: int = Field(7, ge=0)
 
 
 class Config(_Strict):
