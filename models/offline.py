@@ -1,0 +1,150 @@
+"""The offline pipeline: the answer that serving must give, computed the slow and direct way.
+
+NVTabular encodes the request, TensorFlow runs the towers and the DLRM, FAISS searches. Nothing
+here uses the exported repository, so agreement with it proves that nothing is skewed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import models.compat  # noqa: F401
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import tensorflow as tf
+
+from models.index import set_effort
+from models.inputs import FeatureTables, sample_columns
+from models.ranker import load_ranker, predict
+from models.retriever import load_two_tower
+from models.two_tower import query_vectors
+from workflow.config import Config
+from workflow.features import tables as workflows
+from workflow.features.encoded import FeatureStore
+from workflow.features.fitted import restore_workflow
+from workflow.features.history import session_pointer
+from workflow.features.samples import time_context, video_age_days
+from workflow.features.spec import FeatureSpec
+from workflow.run import Run, read_json
+from workflow.schema import Contract
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """Lists of n requests, best first.
+
+    Attributes:
+        video_ids: per request, raw ids [at most top_k].
+        scores: per request, float32 [at most top_k].
+    """
+
+    video_ids: list[Array]
+    scores: list[Array]
+
+
+class OfflineRecommender:
+    """Scores requests with the trained models of a run."""
+
+    def __init__(self, run: Run, config: Config, contract: Contract) -> None:
+        self.config, self.contract = config, contract
+        self.store = FeatureStore(run)
+        self.spec = FeatureSpec.load(self.store.root / "spec.json")
+        self.tables = FeatureTables(self.store, self.spec)
+        self.two_tower = load_two_tower(run, config, self.tables)
+        self.ranker = load_ranker(run, config, self.tables)
+        self.histories = self.store.histories()
+        self.events = restore_workflow(
+            contract, config.features, "events", self.store.root / "workflows" / "events"
+        )
+        report = read_json(run.index / "report.json")
+        self.num_candidates = report["num_candidates"]
+        self.index = faiss.read_index(str(run.index / "index.faiss"))
+        set_effort(self.index, report["kind"], report["effort"])
+
+    def recommend(
+        self, user_ids: Array, times: Array, context: dict[str, Array], top_k: int
+    ) -> Recommendations:
+        """Answer requests.
+
+        Args:
+            user_ids: raw ids [n]; unknown ones are answered from the unknown user's row.
+            times: int64 [n], unix seconds.
+            context: raw values [n] per context column; None where not known.
+        """
+        samples = self._requests(user_ids, times, context)
+        columns = sample_columns(self.spec, ranker=False)
+        vectors = query_vectors(self.two_tower, self.tables, {n: samples[n] for n in columns})
+        ids, scores = [], []
+        for row in range(len(user_ids)):
+            rows = self._candidates(vectors[row : row + 1], samples, row)
+            score = self._score(samples, row, rows, times[row])
+            order = np.argsort(-score, kind="stable")[:top_k]
+            ids.append(self.store.video("video_id")[rows[order] - 1])
+            scores.append(score[order])
+        return Recommendations(ids, scores)
+
+    def _requests(self, user_ids: Array, times: Array, context: dict[str, Array]) -> dict[str, Array]:
+        """Sample columns of each request, encoded by the NVTabular workflow."""
+        known = np.asarray(self.store.user("user_id"))
+        at = np.minimum(np.searchsorted(known, user_ids), len(known) - 1)
+        user_row = np.where(known[at] == user_ids, at + 1, 0)
+        start, stop = self.histories.start[user_row], self.histories.start[user_row + 1]
+        end = np.array(
+            [
+                a + np.searchsorted(self.histories.time[a:b], t)
+                for a, b, t in zip(start, stop, times, strict=True)
+            ],
+            np.int64,
+        )
+        gap_s = self.spec.session_gap_s
+        samples: dict[str, Array] = {
+            "user_row": user_row.astype(np.int32),
+            "video_row": np.zeros(len(times), np.int32),
+            "history_end": end,
+            "session_start": session_pointer(end, start, times, self.histories, gap_s),
+        }
+        frame = self._transform({**context, **time_context(times)}, np.zeros(len(times), np.float32))
+        encoded = {f.name: frame[f.name].to_numpy(np.int32) for f in self.spec.of_group("context")}
+        state = {f.name: self.store.user(f.name)[user_row] for f in self.spec.of_group("user_state")}
+        return samples | encoded | state
+
+    def _transform(self, columns: dict[str, Array], age_days: Array) -> pd.DataFrame:
+        """The events workflow on raw columns; numbers it also expects are filled with 0."""
+        frame = pd.DataFrame(columns)
+        for names in workflows.state_columns(self.contract).values():
+            for name in names:
+                frame[name] = age_days if name == "video_age_days" else np.float32(0)
+        return workflows.transform(self.events, frame)[0].reset_index(drop=True)
+
+    def _candidates(self, vector: Array, samples: dict[str, Array], row: int) -> Array:
+        """Rows of the best unwatched candidates; int64 [at most num_candidates]."""
+        first = self.histories.start[samples["user_row"][row]]
+        watched = self.histories.video_row[first : samples["history_end"][row]]
+        if not self.config.serving.exclude_watched:
+            watched = watched[:0]
+        wanted = min(self.num_candidates + len(watched), self.index.ntotal)
+        _, found = self.index.search(vector, wanted)
+        rows = found[0][found[0] >= 0] + 1
+        return rows[~np.isin(rows, watched)][: self.num_candidates]
+
+    def _score(self, samples: dict[str, Array], row: int, rows: Array, time: int) -> Array:
+        batch = {name: np.repeat(values[row : row + 1], len(rows)) for name, values in samples.items()}
+        batch["video_row"] = rows.astype(np.int32)
+        for feature in self.spec.of_group("video_state"):
+            batch[feature.name] = self.store.video(feature.name)[rows]
+        if self.contract.has_publish_time:
+            published = self.store.video("publish_time")[rows]
+            age = video_age_days(published, np.full(len(rows), time))
+            empty = {c.name: np.repeat(None, len(rows)) for c in self.contract.features("context")}
+            hours = time_context(np.full(len(rows), time))
+            batch["video_age_days"] = self._transform({**empty, **hours}, age)[
+                "video_age_days"
+            ].to_numpy(np.float32)
+        tensors = {name: tf.constant(values) for name, values in batch.items()}
+        score: Array = predict(self.ranker, self.tables, tensors)["score"].numpy()
+        return score
