@@ -1,0 +1,234 @@
+"""Serve a run: in the foreground for `marquee serve`, or for as long as another verb needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from triton_repo.ports import free_ports
+from triton_repo.process import TritonServer, http_ready, tree_cpu_seconds
+from workflow.console import Output
+from workflow.errors import ServingError
+from workflow.run import Run, read_json, write_json
+
+__all__ = ["RunningServer", "TritonServer", "find_server", "free_ports", "running_server", "serve"]
+
+LOG_NAME = "triton.log"
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A ready server of a run."""
+
+    grpc_url: str
+    http_url: str
+    metrics_url: str
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """User and system CPU seconds so far of the server and its Python stubs."""
+        return tree_cpu_seconds(self.pid)
+
+
+def serve(
+    run: Run,
+    grpc_port: int,
+    http_port: int,
+    metrics_port: int,
+    output: Output,
+    host: str = "127.0.0.1",
+) -> None:
+    """Serve the run's repository until Ctrl-C or SIGTERM, then stop cleanly.
+
+    While the server is ready, `run.endpoint_file` says where it is; with --json the same object
+    is printed once it is ready.
+
+    Raises:
+        MissingArtifactError: nothing was exported.
+        ServingError: the server does not start, dies, or the run is served already.
+        KeyboardInterrupt: stopped before it was ready.
+    """
+    repository = _repository(run)
+    _refuse_second_server(run)
+    server = TritonServer(
+        repository,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        host=host,
+        log_file=run.logs / LOG_NAME,
+    )
+    key = _repository_key(repository)
+    with _stop_signals_interrupt() as ignore_signals:
+        try:
+            with output.stage("Start Triton"):
+                server.start()
+            endpoint = _publish(run, server, key)
+            _announce(run, output, endpoint)
+            _wait(server)
+        finally:
+            ignore_signals()  # a second Ctrl-C must not leave half a stop behind
+            run.endpoint_file.unlink(missing_ok=True)
+            server.stop()
+    output.say("Triton stopped.")
+
+
+def find_server(run: Run) -> str | None:
+    """gRPC address of the live server of this run's current repository, or None.
+
+    A server that was started before the last export is not counted: its answers are old.
+    """
+    found = _live_server(run)
+    return found.grpc_url if found is not None and _is_current(run) else None
+
+
+@contextmanager
+def running_server(run: Run) -> Iterator[RunningServer]:
+    """The live server of this run, or one of its own on free ports that ends with the block.
+
+    Raises:
+        MissingArtifactError: nothing was exported.
+        ServingError: the server does not start.
+    """
+    repository = _repository(run)
+    found = _live_server(run)
+    if found is not None and _is_current(run):
+        yield found
+        return
+    grpc_port, http_port, metrics_port = free_ports(3)
+    with TritonServer(
+        repository,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        # The log of a live server of an older export stays as it is.
+        log_file=run.logs / (LOG_NAME if found is None else "triton-temporary.log"),
+    ) as server:
+        yield RunningServer(server.grpc_url, server.http_url, server.metrics_url, server.pid)
+
+
+def _repository(run: Run) -> Path:
+    return run.require(run.repository, "model repository", "marquee export")
+
+
+def _repository_key(repository: Path) -> str:
+    """Changes when the exporter replaces the folder."""
+    stat = repository.stat()
+    return f"{stat.st_ino}-{stat.st_mtime_ns}"
+
+
+def _is_current(run: Run) -> bool:
+    if not run.repository.exists():
+        return False
+    return bool(_endpoint(run).get("repository_key") == _repository_key(run.repository))
+
+
+# --- the endpoint file ---------------------------------------------------------------------------
+def _endpoint(run: Run) -> dict[str, Any]:
+    try:
+        endpoint = read_json(run.endpoint_file)
+    except (OSError, ValueError):
+        return {}
+    return endpoint if isinstance(endpoint, dict) else {}
+
+
+def _publish(run: Run, server: TritonServer, repository_key: str) -> dict[str, Any]:
+    import psutil
+
+    endpoint = {
+        "pid": server.pid,
+        "started_at": psutil.Process(server.pid).create_time(),
+        "grpc_url": server.grpc_url,
+        "http_url": server.http_url,
+        "metrics_url": server.metrics_url,
+        "repository_key": repository_key,
+    }
+    write_json(run.endpoint_file, endpoint)
+    return endpoint
+
+
+def _live_server(run: Run) -> RunningServer | None:
+    """What the endpoint file names, if that very process still runs and is ready."""
+    endpoint = _endpoint(run)
+    try:
+        server = RunningServer(
+            *(endpoint[name] for name in ("grpc_url", "http_url", "metrics_url", "pid"))
+        )
+        alive = _is_process(server.pid, endpoint["started_at"])
+    except (KeyError, TypeError):
+        return None
+    return server if alive and http_ready(server.http_url) else None
+
+
+def _is_process(pid: int, started_at: float) -> bool:
+    import psutil
+
+    try:
+        return bool(abs(psutil.Process(pid).create_time() - started_at) < 1.0)
+    except psutil.Error:
+        return False
+
+
+def _refuse_second_server(run: Run) -> None:
+    live = _live_server(run)
+    if live is not None:
+        raise ServingError(
+            f"run {run} is served already",
+            found=f"gRPC at {live.grpc_url} (process {live.pid})",
+            next_step="stop that `marquee serve` first",
+        )
+
+
+# --- the foreground ------------------------------------------------------------------------------
+@contextmanager
+def _stop_signals_interrupt() -> Iterator[Callable[[], None]]:
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the block; yields "ignore them now".
+
+    The handlers that were there before come back at the end.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    def set_all(handler: Any) -> None:
+        for number in signals:
+            signal.signal(number, handler)
+
+    set_all(interrupt)
+    try:
+        yield lambda: set_all(signal.SIG_IGN)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _announce(run: Run, output: Output, endpoint: dict[str, Any]) -> None:
+    output.finish(
+        {**endpoint, "serve_pid": os.getpid()},
+        made=f"Serving {run}: gRPC {endpoint['grpc_url']}, HTTP {endpoint['http_url']}, "
+        f"metrics {endpoint['metrics_url']}. Ctrl-C stops it.",
+        next_step=f"marquee recommend --run {run} --user ID",
+    )
+
+
+def _wait(server: TritonServer) -> None:
+    """Return when a stop signal comes.
+
+    Raises:
+        ServingError: the server died.
+    """
+    try:
+        while server.is_alive():
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        return
+    raise server.failure("the Triton server died")
