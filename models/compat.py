@@ -120,11 +120,19 @@ def _aggregator_from_config(cls: Any, config: dict[str, Any], **_: Any) -> Any:
     return cls(*(tf.keras.metrics.deserialize(metric) for metric in config.values()))
 
 
+def _quiet() -> None:
+    """Retracing hints are for people who write the graph code, not for those who run it."""
+    import tensorflow as tf
+
+    tf.get_logger().setLevel("ERROR")
+
+
 def _prepare() -> None:
     _use_legacy_keras()
     _restore_moved_keras_names()
     _restore_tensorflow_names()
     _restore_metric_serialisation()
+    _quiet()
 
 
 _prepare()

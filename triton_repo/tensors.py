@@ -99,24 +99,26 @@ def stage_body(io: ModelIO, max_batch_size: int) -> str:
 def _warmup(io: ModelIO, batch_size: int) -> str:
     inputs = "".join(
         f'  inputs {{ key: "{t.name}" value: {{ data_type: TYPE_{t.dtype} '
-        f"dims: [ {', '.join(map(str, t.dims))} ] {_warm_value(t)} }} }}\n"
+        f"dims: [ {', '.join(map(str, t.dims))} ] zero_data: true }} }}\n"
         for t in io.inputs
         if not t.optional
     )
     return f'model_warmup [ {{\n  name: "batch_{batch_size}"\n  batch_size: {batch_size}\n{inputs}}} ]\n'
 
 
-def _warm_value(tensor: Tensor) -> str:
-    return "zero_data: true"
-
-
 def ensemble_body(tensors: dict[str, ModelIO], version: int) -> str:
     """The steps of the ensemble; tensors of the same name are connected."""
+    used = {t.name for stage in STAGES for t in tensors[stage].inputs}
+    used |= {t.name for t in tensors[ENSEMBLE].outputs}  # Triton refuses unused tensors
     steps = []
     for stage in STAGES:
         io = tensors[stage]
         maps = [f'    input_map {{ key: "{t.name}" value: "{t.name}" }}' for t in io.inputs]
-        maps += [f'    output_map {{ key: "{t.name}" value: "{t.name}" }}' for t in io.outputs]
+        maps += [
+            f'    output_map {{ key: "{t.name}" value: "{t.name}" }}'
+            for t in io.outputs
+            if t.name in used
+        ]
         steps.append(
             f'  {{\n    model_name: "{stage}"\n    model_version: {version}\n'
             + "\n".join(maps)

@@ -141,6 +141,16 @@ def load_config(dataset: str, file: Path | None = None, overrides: list[str] | N
     return parse_config(values)
 
 
+def changed_config(config: Config, file: Path | None, overrides: list[str] | None) -> Config:
+    """`config` with the values of `file` and the overrides on top."""
+    values = config.model_dump(mode="json")
+    if file is not None:
+        _merge(values, _read(file))
+    for override in overrides or []:
+        _merge(values, _parse_override(override))
+    return parse_config(values)
+
+
 def parse_config(values: dict[str, Any]) -> Config:
     """Build a Config from plain values; ConfigError names the first bad key."""
     try:

@@ -89,6 +89,7 @@ class _Builder:
         gap_s = self.config.features.session_gap_s
         histories = Histories(video, time, start, session_starts(user, time, gap_s))
         every_time = np.concatenate(times)
+        self.last_event = int(every_time.max())
         temporal = self.config.split.protocol == "temporal"
         self.cuts = Cuts(*temporal_cuts(every_time, self.config.split)) if temporal else Cuts(0, 0)
         self.known = Known(histories, daily, num_videos, self._publish_time(), 0.5)
@@ -268,4 +269,5 @@ class _Builder:
             session_gap_s=config.session_gap_s,
             valid_from=self.cuts.valid_from,
             test_from=self.cuts.test_from,
+            last_event=self.last_event,
         )

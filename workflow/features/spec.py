@@ -65,6 +65,7 @@ class FeatureSpec(BaseModel):
     session_gap_s: int
     valid_from: int  # timestamp of the first validation second (temporal split), else 0
     test_from: int
+    last_event: int  # timestamp of the last event of the log
 
     def of_group(self, *groups: Group) -> tuple[Feature, ...]:
         return tuple(f for f in self.features if f.group in groups)

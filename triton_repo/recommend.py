@@ -1,0 +1,138 @@
+"""One user's recommendations as people and scripts read them."""
+
+from __future__ import annotations
+
+import time as clock
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from triton_repo.client import Client, Status
+from triton_repo.local import LocalPipeline, as_tensors
+from triton_repo.server import running_server
+from workflow.errors import ServingError
+from workflow.run import Run
+from workflow.schema import Contract
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def recommend(
+    run: Run,
+    contract: Contract,
+    user_id: str,
+    *,
+    top_k: int,
+    at: int,
+    context: dict[str, str],
+    in_process: bool = False,
+) -> dict[str, Any]:
+    """Ask the run's server (a live one, else one started for this answer).
+
+    Args:
+        user_id: raw id as text.
+        at: unix seconds of the request.
+        context: raw values by context column.
+        in_process: run the exported stages here, without a server.
+
+    Returns:
+        {"user_id", "status", "at", "items": [{"video_id", "score", "title"}]}.
+    Raises:
+        ServingError: an unknown context column, a value of the wrong type, or a refused request.
+    """
+    _check_context(contract, context)
+    if in_process:
+        ids, scores, status = _in_process(run, contract, user_id, top_k, at, context)
+    else:
+        with running_server(run) as server, Client(server.grpc_url) as client:
+            answer = client.recommend(user_id, top_k=top_k, time=at, context=dict(context))
+        ids, scores, status = answer.video_ids, answer.scores, answer.status
+    titles = _titles(run, contract, ids)
+    return {
+        "user_id": _typed(contract, "user_id", user_id),
+        "status": status.name.lower(),
+        "at": at,
+        "items": [
+            {"video_id": _plain(video), "score": float(score), "title": titles.get(_plain(video), "")}
+            for video, score in zip(ids, scores, strict=True)
+        ],
+    }
+
+
+def _in_process(
+    run: Run, contract: Contract, user_id: str, top_k: int, at: int, context: dict[str, str]
+) -> tuple[Any, Any, Status]:
+    dtypes = {column.name: column.dtype for column in contract.features("context")}
+    typed = {name: _cast(value, dtypes[name], name) for name, value in context.items()}
+    user = _cast(user_id, contract.id_column("user_id").dtype, "user_id")
+    tensors = as_tensors(user, top_k=top_k, time=at, context=typed)
+    try:
+        answer = LocalPipeline(run).infer(tensors)
+    except ValueError as error:
+        raise ServingError(f"the request was refused: {error}") from None
+    return answer["video_id"][0], answer["score"][0], Status(int(answer["status"][0, 0]))
+
+
+def _check_context(contract: Contract, context: dict[str, str]) -> None:
+    known = [column.name for column in contract.features("context")]
+    for name in context:
+        if name not in known:
+            raise ServingError(
+                f"no context column {name!r} in this run",
+                expected=", ".join(known) if known else "no context: this data has none",
+            )
+
+
+def _cast(value: str, dtype: str, name: str) -> int | bytes:
+    if dtype == "string":
+        return value.encode()
+    try:
+        return int(value)
+    except ValueError:
+        raise ServingError(f"{name} {value!r} is not a number", expected="an integer id") from None
+
+
+def _typed(contract: Contract, role: Any, value: str) -> int | str:
+    return value if contract.id_column(role).dtype == "string" else int(value)
+
+
+def _plain(value: Any) -> int | str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return int(value) if isinstance(value, np.integer | int) else str(value)
+
+
+def _titles(run: Run, contract: Contract, ids: Any) -> dict[Any, str]:
+    """Titles of the given raw ids, as far as the data has them."""
+    import pandas as pd
+
+    column = contract.videos.one("title") if contract.videos else None
+    path = run.data / "videos.parquet"
+    if column is None or not path.exists() or len(ids) == 0:
+        return {}
+    wanted = [_plain(video) for video in ids]
+    frame: pd.DataFrame = pd.read_parquet(
+        path, columns=["video_id", "title"], filters=[("video_id", "in", wanted)]
+    )
+    return dict(zip(frame["video_id"], frame["title"].fillna(""), strict=True))
+
+
+def parse_time(text: str) -> int:
+    """Unix seconds from "now", seconds, or an ISO date and time (UTC unless it says otherwise)."""
+    if text == "now":
+        return int(clock.time())
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ServingError(
+            f"time {text!r} is not understood", expected='"now", unix seconds or 2026-01-31T20:00:00'
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return int(moment.timestamp())

@@ -1,0 +1,329 @@
+"""The command `marquee`: verbs only. Everything heavy is imported inside the verbs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workflow.config import changed_config, load_config
+from workflow.console import Output
+from workflow.errors import ConfigError, MarqueeError
+from workflow.job import Job
+from workflow.run import Run
+
+app = typer.Typer(
+    name="marquee",
+    help="Two-stage video recommendations: raw watch logs in, a served recommender out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RunOption = Annotated[
+    Path | None, typer.Option("--run", metavar="PATH", help="Run folder (default runs/<dataset>).")
+]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option("--dataset", help="sim, movielens-1m, or custom (your files and a contract)."),
+]
+SourceOption = Annotated[
+    Path | None,
+    typer.Option("--source", metavar="FOLDER", help="Folder of raw files, instead of a download."),
+]
+ContractOption = Annotated[
+    Path | None,
+    typer.Option("--contract", metavar="FILE", help="Contract TOML of your own data."),
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="TOML file with settings.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. sim.num_users=20000."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="One JSON object on standard output, progress on error.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Do it even if nothing changed.")]
+UserOption = Annotated[str | None, typer.Option("--user", metavar="ID", help="Raw user id.")]
+TopKOption = Annotated[int, typer.Option("--top-k", help="How many videos to return.")]
+AtOption = Annotated[
+    str | None,
+    typer.Option(
+        "--at",
+        metavar="TIME",
+        help='Request time: "now", unix seconds or ISO (default: the end of the log).',
+    ),
+]
+
+
+def main() -> None:
+    """Entry point: an error of ours is one line and exit status 1, Ctrl-C is 130."""
+    try:
+        app(standalone_mode=True)
+    except MarqueeError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. Finished stages are kept: marquee run --resume\n")
+        raise SystemExit(130) from None
+
+
+def _job(
+    run: Path | None,
+    dataset: str | None = None,
+    config_file: Path | None = None,
+    overrides: list[str] | None = None,
+    source: Path | None = None,
+    contract: Path | None = None,
+) -> Job:
+    """The settings of an existing run, or of a new one when a dataset or contract is named."""
+    from workflow.schema import load_contract
+
+    fresh = dataset is not None or contract is not None
+    if not fresh and run is not None and Run(run).config_file.exists():
+        return _changed(Job.load(Run(run)), config_file, overrides, source)
+    if not fresh and run is not None:
+        raise ConfigError(
+            f"no run in {run}",
+            expected="a folder made by marquee run, or --dataset or --contract for a new one",
+            next_step=f"marquee run --run {run} --dataset sim",
+        )
+    name = dataset or ("custom" if contract is not None else "sim")
+    config = load_config(name, config_file, overrides)
+    folder = run or Path("runs") / (load_contract(contract).name if contract else name)
+    return Job(Run(folder), config, source, contract)
+
+
+def _changed(
+    job: Job, config_file: Path | None, overrides: list[str] | None, source: Path | None
+) -> Job:
+    """A run's settings with this call's changes on top."""
+    if config_file is None and not overrides and source is None:
+        return job
+    return Job(
+        job.run,
+        changed_config(job.config, config_file, overrides),
+        source or job.source,
+        job.contract_file,
+    )
+
+
+def _existing(run: Path | None, dataset: str | None = None) -> Job:
+    """A run that has been made before."""
+    return Job.load(Run(run or Path("runs") / (dataset or "sim")))
+
+
+@app.command()
+def run(
+    run: RunOption = None,
+    dataset: DatasetOption = None,
+    source: SourceOption = None,
+    contract: ContractOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    user: UserOption = None,
+    top_k: TopKOption = 10,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run where it stopped.")
+    ] = False,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Do everything: validate, features, train, index, export, serve, recommend."""
+    from workflow.main_job import finish_run
+
+    job = _job(run, dataset, config, set_, source, contract)
+    finish_run(job, Output(json), user=user, top_k=top_k, force=force, resume=resume)
+
+
+def _stages(
+    names: tuple[str, ...], job: Job, json: bool, force: bool, next_verb: str, resume: bool = False
+) -> None:
+    """Carry out stages and print what they recorded."""
+    from workflow.main_job import report_stages
+    from workflow.pipeline import run_stages
+
+    output = Output(json)
+    entries = run_stages(job, output, names, force=force, resume=resume)
+    report_stages(job, output, entries, f"marquee {next_verb} --run {job.run}")
+
+
+@app.command()
+def validate(
+    run: RunOption = None,
+    dataset: DatasetOption = None,
+    source: SourceOption = None,
+    contract: ContractOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Check the raw files against the contract: PASS or FAIL per column, with examples."""
+    from workflow.main_job import report_validation
+
+    job = _job(run, dataset, config, set_, source, contract)
+    report_validation(job, Output(json), force=force)
+
+
+@app.command()
+def features(
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Build features with NVTabular: encoded tables, histories, train/valid/test samples."""
+    _stages(("features",), _changed(_existing(run), None, set_, None), json, force, "train")
+
+
+@app.command()
+def train(
+    run: RunOption = None,
+    set_: SetOption = None,
+    model: Annotated[
+        str, typer.Option("--model", help="retriever, ranker or both.")
+    ] = "both",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint.")
+    ] = False,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Train the two-tower retriever and the DLRM ranker."""
+    chosen = {
+        "retriever": ("train_retriever",),
+        "ranker": ("train_ranker",),
+        "both": ("train_retriever", "train_ranker"),
+    }
+    if model not in chosen:
+        raise ConfigError(f"no model {model!r}", expected="retriever, ranker or both")
+    job = _changed(_existing(run), None, set_, None)
+    _stages(chosen[model], job, json, force, "index", resume)
+
+
+@app.command()
+def index(
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Build the FAISS index and choose its search effort by measured recall."""
+    _stages(("index",), _changed(_existing(run), None, set_, None), json, force, "export")
+
+
+@app.command()
+def export(
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Write the Triton model repository."""
+    _stages(("export",), _changed(_existing(run), None, set_, None), json, force, "serve")
+
+
+@app.command()
+def serve(
+    run: RunOption = None,
+    grpc_port: Annotated[int, typer.Option(help="Port of the gRPC endpoint.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="Port of the HTTP endpoint.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="Port of the metrics endpoint.")] = 8002,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    json: JsonOption = False,
+) -> None:
+    """Serve the run with Triton until Ctrl-C."""
+    from triton_repo.server import serve as serve_run
+
+    job = _existing(run)
+    serve_run(job.run, grpc_port, http_port, metrics_port, Output(json), host=host)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def recommend(
+    context: typer.Context,
+    user: Annotated[str, typer.Option("--user", metavar="ID", help="Raw user id.")],
+    run: RunOption = None,
+    top_k: TopKOption = 20,
+    at: AtOption = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Run the stages here, without a server.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Recommend videos for a user.
+
+    Context columns of the contract are options too: --device tv.
+    """
+    from workflow.main_job import print_recommendations
+
+    job = _existing(run)
+    print_recommendations(
+        job, Output(json), user, top_k=top_k, at=at, context=_pairs(context.args),
+        in_process=in_process,
+    )  # fmt: skip
+
+
+def _pairs(arguments: list[str]) -> dict[str, str]:
+    """--device tv --country=de → {"device": "tv", "country": "de"}."""
+    pairs: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if not option.startswith("--") or not (equals or rest):
+            raise ConfigError(
+                f"{option!r} is not understood",
+                expected="options like --device tv",
+                next_step="marquee recommend --help",
+            )
+        pairs[option.removeprefix("--").replace("-", "_")] = value if equals else rest.pop(0)
+    return pairs
+
+
+@app.command()
+def bench(
+    run: RunOption = None,
+    concurrency: Annotated[
+        list[int] | None, typer.Option("--concurrency", "-c", help="Requests in flight; repeatable.")
+    ] = None,
+    duration_s: Annotated[float, typer.Option(help="Measured seconds per concurrency.")] = 5.0,
+    json: JsonOption = False,
+) -> None:
+    """Measure latency, throughput and server CPU with perf_analyzer."""
+    from workflow.main_job import print_benchmark
+
+    print_benchmark(_existing(run), Output(json), concurrency or [1, 4, 16], duration_s)
+
+
+@app.command()
+def evaluate(
+    run: RunOption = None, set_: SetOption = None, json: JsonOption = False
+) -> None:
+    """Evaluate retrieval (temporal and leave-last-out) and ranking on held-out events."""
+    from workflow.main_job import print_evaluation
+
+    print_evaluation(_changed(_existing(run), None, set_, None), Output(json))
+
+
+@app.command()
+def init(
+    folder: Annotated[
+        Path, typer.Option("--from", metavar="FOLDER", help="Folder with your CSV or Parquet files.")
+    ],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="FILE", help="Where to write the contract.")
+    ] = Path("contract.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a first contract for your own data, to be looked over and edited."""
+    from workflow.main_job import write_draft
+
+    write_draft(folder, to, Output(json), force=force)
+

@@ -1,0 +1,193 @@
+"""A run's settings, and how one stage is carried out: skip, lock, record."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workflow.config import Config, parse_config
+from workflow.console import Output, Report
+from workflow.errors import ConfigError, MissingArtifactError
+from workflow.run import Run, content_key, read_json, write_json
+from workflow.schema import Contract
+
+STAGE_FORMAT = 1  # raise it when a stage's output changes without its settings changing
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run: a folder, its settings, and where the raw data comes from."""
+
+    run: Run
+    config: Config
+    source: Path | None = None
+    contract_file: Path | None = None
+    loaded: dict[str, Contract] = field(default_factory=dict)
+
+    @property
+    def contract(self) -> Contract:
+        """The contract that the run's data was validated against."""
+        if "contract" not in self.loaded:
+            path = self.run.require(self.run.contract_file, "contract", "marquee validate")
+            self.loaded["contract"] = Contract.model_validate(read_json(path))
+        return self.loaded["contract"]
+
+    def save(self) -> None:
+        """Remember the settings, so that later verbs need only --run."""
+        root = self.run.root
+        write_json(
+            self.run.config_file,
+            {
+                "config": self.config.model_dump(mode="json"),
+                "source": _relative(self.source, root),
+                "contract_file": _relative(self.contract_file, root),
+            },
+        )
+
+    @classmethod
+    def load(cls, run: Run) -> Job:
+        """The settings that a run was made with.
+
+        Raises:
+            MissingArtifactError: there is no such run.
+            ConfigError: its settings cannot be read.
+        """
+        saved = _read_saved(run)
+        return cls(
+            run,
+            parse_config(saved["config"]),
+            _absolute(saved["source"], run.root),
+            _absolute(saved["contract_file"], run.root),
+        )
+
+
+def _read_saved(run: Run) -> dict[str, Any]:
+    path = run.require(run.config_file, "settings", "marquee run")
+    try:
+        saved: dict[str, Any] = read_json(path)
+        return {name: saved[name] for name in ("config", "source", "contract_file")}
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{path} is damaged", next_step=f"marquee run --run {run} --dataset NAME"
+        ) from None
+
+
+def _relative(path: Path | None, root: Path) -> str | None:
+    return None if path is None else os.path.relpath(path, root)
+
+
+def _absolute(path: str | None, root: Path) -> Path | None:
+    return None if path is None else Path(os.path.normpath(root / path))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        after: stages whose results this one reads.
+        settings: what, besides those results, its output depends on.
+        work: does it and returns a summary.
+        made: the artefact that exists once it is done.
+    """
+
+    name: str
+    title: str
+    after: tuple[str, ...]
+    settings: Callable[[Job], Any]
+    work: Callable[[Job, Report], dict[str, Any]]
+    made: Callable[[Run], Path]
+
+    def key(self, job: Job) -> str:
+        """Changes exactly when the stage has to be done again."""
+        upstream = []
+        for name in self.after:
+            recorded = job.run.recorded(name)
+            if recorded is None:
+                verb = "train" if name.startswith("train_") else name
+                raise MissingArtifactError(
+                    f"{self.name} needs the result of {name} in run {job.run}",
+                    next_step=f"marquee {verb} --run {job.run}",
+                )
+            upstream.append(recorded["key"])
+        return content_key(STAGE_FORMAT, self.name, upstream, self.settings(job))
+
+    def is_current(self, job: Job) -> bool:
+        recorded = job.run.recorded(self.name)
+        return bool(
+            recorded and recorded["key"] == self.key(job) and self.made(job.run).exists()
+        )
+
+
+def carry_out(
+    stage: Stage, job: Job, output: Output, *, force: bool = False, resume: bool = False
+) -> dict[str, Any]:
+    """Do one stage unless its result is current.
+
+    Args:
+        force: do it in any case.
+        resume: continue from checkpoints that an interrupted try left.
+    Returns:
+        {"stage", "skipped", "seconds", "summary"}.
+    """
+    if not force and stage.is_current(job):
+        recorded = job.run.recorded(stage.name) or {}
+        output.say(f"[dim]= {stage.title}: up to date[/]")
+        return {"stage": stage.name, "skipped": True, **_entry(recorded)}
+    key = stage.key(job)
+    _prepare_checkpoints(job.run, stage.name, key, keep=resume)
+    started = time.monotonic()
+    with output.stage(stage.title) as report:
+        summary = stage.work(job, report)
+    job.run.record(stage.name, stage.key(job), time.monotonic() - started, summary)
+    return {"stage": stage.name, "skipped": False, **_entry(job.run.recorded(stage.name) or {})}
+
+
+def _entry(recorded: dict[str, Any]) -> dict[str, Any]:
+    return {name: recorded.get(name) for name in ("seconds", "summary")}
+
+
+def _prepare_checkpoints(run: Run, stage: str, key: str, *, keep: bool) -> None:
+    """Keep checkpoints only to resume the very same stage with the same inputs."""
+    folder = run.checkpoints / stage.removeprefix("train_")
+    note = folder / "key.json"
+    if keep and note.exists() and read_json(note) == key:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if stage.startswith("train_"):
+        write_json(note, key)
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """One process at a time changes a run folder.
+
+    Raises:
+        ConfigError: another process is at work on it.
+    """
+    run.root.mkdir(parents=True, exist_ok=True)
+    with (run.root / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ConfigError(
+                f"run {run} is being changed by process {file.read().strip() or 'unknown'}",
+                next_step="wait for it, or choose another folder with --run",
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def save_contract(run: Run, contract: Contract) -> None:
+    write_json(run.contract_file, contract.model_dump(mode="json"))
+

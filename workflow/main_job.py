@@ -1,0 +1,200 @@
+"""What the verbs do and print, between the command line and the pipeline."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+from workflow import pipeline
+from workflow.console import Output
+from workflow.errors import ConfigError, DataError, MarqueeError
+from workflow.job import Job
+from workflow.run import read_json, write_bytes
+
+Entries = list[dict[str, Any]]
+
+
+def finish_run(
+    job: Job, output: Output, *, user: str | None, top_k: int, force: bool, resume: bool
+) -> None:
+    """All stages, then serve and recommend; a summary table and the next command."""
+    started = time.monotonic()
+    entries = pipeline.run_all(job, output, force=force, resume=resume)
+    user = user or _some_user(job)
+    with output.stage("Serve and recommend"):
+        answer = _recommend(job, user, top_k=top_k, at=None, context={}, in_process=False)
+    seconds = time.monotonic() - started
+    output.table(f"Run {job.run}", ["stage", "seconds", "result"], _summary_rows(entries))
+    _print_items(output, answer)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result = {
+        "run": str(job.run),
+        "seconds": round(seconds, 1),
+        "peak_memory_mb": round(memory),
+        "stages": entries,
+        "recommendations": answer,
+    }
+    made = f"Made {job.run} in {seconds:.0f} s, peak memory {memory:.0f} MB."
+    output.finish(result, made, f"marquee bench --run {job.run}")
+
+
+def report_stages(job: Job, output: Output, entries: Entries, next_step: str) -> None:
+    output.table(f"Run {job.run}", ["stage", "seconds", "result"], _summary_rows(entries))
+    result = {"run": str(job.run), "stages": entries}
+    output.finish(result, next_step=next_step)
+
+
+def _summary_rows(entries: Entries) -> list[list[str]]:
+    return [
+        [
+            entry["stage"],
+            "up to date" if entry["skipped"] else f"{entry['seconds']:.1f}",
+            _short(entry["summary"]),
+        ]
+        for entry in entries
+    ]
+
+
+def _short(summary: dict[str, Any] | None) -> str:
+    """The plain numbers and words of a stage's summary, on one line."""
+    plain = {k: v for k, v in (summary or {}).items() if isinstance(v, int | float | str)}
+    return ", ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+        for name, value in list(plain.items())[:6]
+        if not name.endswith("timestamp")
+    )
+
+
+def _some_user(job: Job) -> str:
+    """A user with a history, the same one every time."""
+    import numpy as np
+
+    from workflow.features.encoded import FeatureStore
+
+    store = FeatureStore(job.run)
+    watches = np.diff(store.histories().start)[1:]
+    typical = int(np.argmin(np.abs(watches - np.median(watches[watches > 0]))))
+    user = store.user("user_id")[typical]
+    return user.decode() if isinstance(user, bytes) else str(user)
+
+
+# --- validate --------------------------------------------------------------------------------------
+def report_validation(job: Job, output: Output, *, force: bool) -> None:
+    """PASS or FAIL per column; on failure the table still appears, then the error."""
+    from workflow.data.findings import columns_of
+
+    try:
+        entries = pipeline.run_stages(job, output, ("validate",), force=force)
+    except (DataError, MarqueeError) as error:
+        _print_columns(output, columns_of(error))
+        raise
+    summary = entries[0]["summary"]
+    _print_columns(output, summary["columns"])
+    made = (
+        f"{summary['num_events']:,} events of {summary['num_users']:,} users and "
+        f"{summary['num_videos']:,} videos in {job.run}."
+    )
+    result = {"run": str(job.run), "skipped": entries[0]["skipped"], **summary}
+    output.finish(result, made, f"marquee features --run {job.run}")
+
+
+def _print_columns(output: Output, columns: list[dict[str, Any]]) -> None:
+    if not columns:
+        return
+    rows = [
+        [c["result"], c["table"], c["column"], c["role"], c["detail"], ", ".join(map(str, c["examples"]))]
+        for c in columns
+    ]
+    output.table("Contract", ["result", "table", "column", "role", "detail", "examples"], rows)
+
+
+def write_draft(folder: Path, to: Path, output: Output, *, force: bool) -> None:
+    """A first contract from the files of a folder."""
+    from workflow.data.init import draft_contract
+
+    if to.exists() and not force:
+        raise ConfigError(f"{to} exists", next_step="choose --to FILE, or overwrite it with --force")
+    text = draft_contract(folder)
+    write_bytes(to, text.encode())
+    next_step = f"edit {to}, then: marquee run --contract {to} --source {folder}"
+    output.finish({"contract": str(to)}, f"Wrote {to}.", next_step)
+
+
+# --- recommend -------------------------------------------------------------------------------------
+def print_recommendations(
+    job: Job,
+    output: Output,
+    user: str,
+    *,
+    top_k: int,
+    at: str | None,
+    context: dict[str, str],
+    in_process: bool,
+) -> None:
+    with output.stage(f"Recommend for user {user}"):
+        answer = _recommend(
+            job, user, top_k=top_k, at=at, context=context, in_process=in_process
+        )
+    _print_items(output, answer)
+    output.finish(answer, next_step=f"marquee bench --run {job.run}")
+
+
+def _recommend(job: Job, user: str, *, at: str | None, **options: Any) -> dict[str, Any]:
+    from triton_repo.recommend import parse_time, recommend
+
+    moment = _end_of_log(job) if at is None else parse_time(at)
+    return recommend(job.run, job.contract, user, at=moment, **options)
+
+
+def _end_of_log(job: Job) -> int:
+    """One second after the last event: a log of the past is asked in its own time."""
+    path = job.run.require(job.run.features / "spec.json", "features", "marquee features")
+    last: int = read_json(path)["last_event"]
+    return last + 1
+
+
+def _print_items(output: Output, answer: dict[str, Any]) -> None:
+    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(answer["at"]))
+    title = f"User {answer['user_id']}, {moment} UTC, status {answer['status']}"
+    rows = [
+        [rank, item["video_id"], f"{item['score']:.4f}", item["title"]]
+        for rank, item in enumerate(answer["items"], start=1)
+    ]
+    output.table(title, ["#", "video_id", "score", "title"], rows)
+
+
+# --- bench and evaluate ----------------------------------------------------------------------------
+def print_benchmark(job: Job, output: Output, concurrencies: list[int], duration_s: float) -> None:
+    from triton_repo.bench import bench
+
+    with output.stage("Benchmark") as report:
+        result = bench(
+            job.run, concurrencies=tuple(concurrencies), duration_s=duration_s, report=report
+        )
+    columns = [
+        "concurrency", "p50_ms", "p95_ms", "p99_ms", "requests_per_s", "server_cpu_ms_per_request",
+    ]  # fmt: skip
+    rows = [[entry[column] for column in columns] for entry in result["results"]]
+    title = (
+        f"{result['num_videos']:,} videos, {result['num_candidates']} candidates, "
+        f"recall against exact search {result['recall_vs_exact']}"
+    )
+    output.table(title, columns, rows)
+    output.finish(result, f"Saved in {job.run.benchmark}.", f"marquee evaluate --run {job.run}")
+
+
+def print_evaluation(job: Job, output: Output) -> None:
+    result = pipeline.evaluate(job, output)
+    names = ["recall@10", "recall@100", "ndcg@10", "coverage@10"]
+    for protocol, metrics in result["retrieval"].items():
+        rows = [["two-tower", *(f"{metrics[name]:.4f}" for name in names)]]
+        for baseline, values in result["baselines"][protocol].items():
+            rows.append([baseline, *(f"{values[name]:.4f}" for name in names)])
+        title = f"Retrieval, {protocol}, {metrics['users']:,} users"
+        output.table(title, ["model", *names], rows)
+    rows = [[name, f"{value:.4f}"] for name, value in result["ranker"].items()]
+    output.table("Ranker, test part", ["metric", "value"], rows)
+    made = f"Saved in {job.run.evaluation}."
+    output.finish(result, made, f"marquee serve --run {job.run}")
