@@ -6,6 +6,7 @@ selectors, model inputs, Triton tensors and the client all derive from it.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path, PurePath
 from typing import Literal
@@ -91,34 +92,55 @@ class Column(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Column:
-        if self.is_feature and self.kind is None:
-            raise ValueError(f"column {self.name}: a {self.role} needs a kind")
-        if not self.is_feature and self.kind is not None:
-            raise ValueError(f"column {self.name}: only features have a kind")
-        if self.kind == "continuous" and self.dtype == "string":
-            raise ValueError(f"column {self.name}: a continuous column cannot be a string")
-        if self.role == "context" and self.kind != "categorical":
-            raise ValueError(f"column {self.name}: context columns are categorical")
-        if self.role in ("timestamp", "publish_time") and self.unit is None:
-            raise ValueError(f"column {self.name}: say its unit (s, ms, us, ns or iso)")
-        if self.role in ("user_id", "video_id") and self.dtype == "float32":
-            raise ValueError(f"column {self.name}: an id is int64 or string")
-        if self.kind == "multi_hot" and self.dtype == "float32":
-            raise ValueError(f"column {self.name}: a multi-hot column holds int64 or string")
-        if self.role in ("label", "watch_s", "propensity") and self.dtype == "string":
-            raise ValueError(f"column {self.name}: a {self.role} is int64 or float32")
-        if self.role in ("timestamp", "publish_time"):
-            wanted = "string" if self.unit == "iso" else "int64"
-            if self.dtype != wanted:
-                raise ValueError(f"column {self.name}: with unit {self.unit} its dtype is {wanted}")
-        if self.role != "ignore" and self.name in RESERVED_NAMES:
-            raise ValueError(f"column {self.name}: this name is taken by a derived feature")
-        if self.is_feature and self.name in FIXED_NAME_ROLES:
-            raise ValueError(f"column {self.name}: this name is taken by the role {self.name}")
-        fixed = self.role if self.role in ("user_id", "video_id") else None
-        if fixed and self.name != fixed:
-            raise ValueError(f'column {self.name}: name it "{fixed}" (use source for the file)')
+        for is_wrong, problem in [*self._kind_rules(), *self._dtype_rules(), *self._name_rules()]:
+            if is_wrong:
+                raise ValueError(f"column {self.name}: {problem}")
         return self
+
+    def _kind_rules(self) -> list[tuple[bool, str]]:
+        is_time = self.role in ("timestamp", "publish_time")
+        return [
+            (self.is_feature and self.kind is None, f"a {self.role} needs a kind"),
+            (not self.is_feature and self.kind is not None, "only features have a kind"),
+            (
+                self.role == "context" and self.kind != "categorical",
+                "context columns are categorical",
+            ),
+            (is_time and self.unit is None, "say its unit (s, ms, us, ns or iso)"),
+        ]
+
+    def _dtype_rules(self) -> list[tuple[bool, str]]:
+        is_time = self.role in ("timestamp", "publish_time")
+        time_dtype = "string" if self.unit == "iso" else "int64"
+        is_number = self.role in ("label", "watch_s", "propensity")
+        is_string, is_float = self.dtype == "string", self.dtype == "float32"
+        return [
+            (self.kind == "continuous" and is_string, "a continuous column cannot be a string"),
+            (self.kind == "multi_hot" and is_float, "a multi-hot column is int64 or string"),
+            (self.role in ("user_id", "video_id") and is_float, "an id is int64 or string"),
+            (is_number and is_string, f"a {self.role} is int64 or float32"),
+            (
+                is_time and self.dtype != time_dtype,
+                f"with unit {self.unit} its dtype is {time_dtype}",
+            ),
+        ]
+
+    def _name_rules(self) -> list[tuple[bool, str]]:
+        is_id = self.role in ("user_id", "video_id")
+        rules = [
+            (self.name in RESERVED_NAMES, "this name is taken by a derived feature"),
+            (
+                self.is_feature and self.name in FIXED_NAME_ROLES,
+                f"this name is taken by the role {self.name}",
+            ),
+            (is_id and self.name != self.role, f'name it "{self.role}" (use source for the file)'),
+            # It becomes part of file names and the name of a Triton tensor.
+            (
+                re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.name) is None,
+                "a name has letters, digits and _ only (use source for the file)",
+            ),
+        ]
+        return rules if self.role != "ignore" else []
 
 
 class Table(_Strict):

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from workflow.data.findings import Findings
 from workflow.data.ids import IdTable
-from workflow.data.reading import Chunk, TableFiles, reading
+from workflow.data.reading import Chunk, TableFiles
 from workflow.errors import DataError, MarqueeError
 from workflow.schema import Column, Table
 
@@ -31,8 +31,7 @@ def convert_chunk(chunk: Chunk, table: str, declared: Table, findings: Findings)
         if column.role == "ignore":
             continue
         try:
-            with reading(chunk.file):
-                values = chunk.column(column)
+            values = chunk.column(column)
             _check_log(values, column, chunk)
         except MarqueeError as error:
             findings.fail(table, column.name, error)
@@ -85,11 +84,10 @@ def complete(table: pa.Table | None, ids: IdTable, id_name: str) -> pa.Table:
     """The kept rows in id order; ids that only events know get null features, empty lists."""
     order = ids.order()
     columns = {id_name: ids.ids.take(pa.array(order))}
-    for name in table.column_names if table is not None else []:
-        if name != id_name:
-            values = table[name].combine_chunks()
-            added = len(ids.ids) - len(values)
-            columns[name] = _extended(values, added).take(pa.array(order))
+    if table is not None:
+        for name in table.drop_columns([id_name]).column_names:
+            values = _extended(table[name].combine_chunks(), ids.num_added)
+            columns[name] = values.take(pa.array(order))
     return pa.table(columns)
 
 

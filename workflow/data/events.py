@@ -83,7 +83,7 @@ class Spool:
     ) -> tuple[Array, Array, Array] | None:
         """(kept positions, user codes, video codes); None when an unknown id is an error."""
         # Tables that drop go first, so that a dropped event adds nothing to the other table.
-        for role in sorted(self._ids, key=lambda role: self._adds(role)):
+        for role in sorted(self._ids, key=self._adds):
             ids = columns[role].take(pa.array(keep))
             if self._adds(role):
                 self._ids[role].find_or_add(ids)

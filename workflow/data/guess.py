@@ -56,11 +56,12 @@ class Guess:
 
 def base_name(source: str) -> str:
     """A column's name without RecBole's type, in snake case."""
-    name = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", source.split(":")[0])
-    return re.sub(r"\W+", "_", name).strip("_").lower() or "column"
+    name = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", source.split(":", maxsplit=1)[0])
+    return re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower() or "column"
 
 
 def is_one_of(source: str, names: str) -> bool:
+    """Whether a column's base name is among the space-separated `names`."""
     return base_name(source) in names.split()
 
 
@@ -84,10 +85,10 @@ class ColumnView:
     def _numbers(self) -> pd.Series[float] | None:
         if self.is_list or self.is_time or self.series.empty:
             return None
-        numbers = pd.to_numeric(self.series, errors="coerce")
         if not self.is_text and self.series.dtype == object:
             return None  # a Parquet string stays a string
-        return numbers.astype(float)
+        numbers: pd.Series[float] = pd.to_numeric(self.series, errors="coerce").astype(float)
+        return numbers
 
     @property
     def share_numeric(self) -> float:
@@ -168,12 +169,8 @@ def guess_event_column(view: ColumnView, guess: Guess, taken: set[str]) -> Guess
 
 def guess_feature_column(view: ColumnView, guess: Guess, role: str, taken: set[str]) -> Guess:
     """A column of the users or videos table."""
-    if role == "video_feature":
-        if "title" not in taken and is_one_of(view.source, _TITLES) and not view.is_list:
-            return guess.become("title", dtype="string")
-        unit = view.unit()
-        if "publish_time" not in taken and is_one_of(view.source, _PUBLISHED) and unit:
-            return time_column(guess, "publish_time", unit)
+    if role == "video_feature" and _guess_description(view, guess, taken):
+        return guess
     if view.is_list or view.is_sequence or _split_at(view):
         return _multi_hot(view, guess, role)
     if view.dtype == "string":
@@ -188,6 +185,18 @@ def guess_feature_column(view: ColumnView, guess: Guess, role: str, taken: set[s
     return guess.become(role, "guessed: a code", kind="categorical", dtype="int64")
 
 
+def _guess_description(view: ColumnView, guess: Guess, taken: set[str]) -> bool:
+    """Whether it is a video's title or publish time, which are no plain features."""
+    if "title" not in taken and is_one_of(view.source, _TITLES) and not view.is_list:
+        _named(guess.become("title", dtype="string"))
+    elif "title" not in taken and _looks_like_titles(view):
+        comment = "guessed from the position and the values"
+        _named(guess.become("title", comment, True, dtype="string"))
+    elif "publish_time" not in taken and is_one_of(view.source, _PUBLISHED) and view.unit():
+        time_column(guess, "publish_time", view.unit())
+    return guess.role in ("title", "publish_time")
+
+
 def id_column(view: ColumnView, guess: Guess, role: str) -> Guess:
     """A raw id."""
     guess.name = role
@@ -198,13 +207,18 @@ def time_column(guess: Guess, role: str, unit: str | None) -> Guess:
     """A time; without a plausible unit the user has to say it."""
     comment = f"guessed: plausible dates in {unit}" if unit else "no unit gives plausible dates"
     dtype = "string" if unit == "iso" else "int64"
-    return guess.become(role, comment, unit is None, dtype=dtype, unit=unit or "s")
+    return _named(guess.become(role, comment, unit is None, dtype=dtype, unit=unit or "s"))
 
 
 def free_name(guess: Guess, prefix: str, used: set[str]) -> None:
     """Rename a column whose name Marquee or another column already has."""
     taken_by_role = guess.name in FIXED_NAME_ROLES and guess.name != guess.role
-    if guess.name in RESERVED_NAMES or taken_by_role or guess.name in used:
+    if (
+        guess.name[0].isdigit()
+        or guess.name in RESERVED_NAMES
+        or taken_by_role
+        or guess.name in used
+    ):
         guess.name = f"{prefix}_{guess.name}"
     while guess.name in used:
         guess.name += "_2"
@@ -234,13 +248,13 @@ def _multi_hot(view: ColumnView, guess: Guess, role: str) -> Guess:
 
 
 def _words(view: ColumnView, guess: Guess, role: str) -> Guess:
+    if view.num_distinct > 100 and view.num_distinct > 0.5 * len(view.series):
+        comment = "most rows have their own value: not a useful feature"
+        return guess.become("ignore", comment, True, dtype="string")
     bad = view.not_numbers()
     if bad:
         comment = f"numbers, but for {', '.join(map(repr, bad))}: continuous once these are gone"
         return guess.become(role, comment, True, kind="categorical", dtype="string")
-    if view.num_distinct > 100 and view.num_distinct > 0.5 * len(view.series):
-        comment = "nearly every row has its own value: not a useful feature"
-        return guess.become("ignore", comment, True, dtype="string")
     return guess.become(role, kind="categorical", dtype="string")
 
 
@@ -253,6 +267,16 @@ def _split_at(view: ColumnView) -> str | None:
         if float(text.str.contains(separator, regex=False).mean()) > 0.2:
             return separator
     return None
+
+
+def _named(guess: Guess) -> Guess:
+    guess.name = guess.role
+    return guess
+
+
+def _looks_like_titles(view: ColumnView) -> bool:
+    nameless = bool(re.fullmatch(r"c\d+", view.source))
+    return nameless and view.dtype == "string" and view.num_distinct > 0.9 * len(view.series)
 
 
 def _headerless_time(view: ColumnView) -> bool:

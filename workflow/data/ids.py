@@ -44,6 +44,11 @@ class IdTable:
         self.counts += np.bincount(codes, minlength=len(self.counts))
 
     @property
+    def num_added(self) -> int:
+        """How many ids were added to the known ones, kept or not."""
+        return len(self.ids) - self.num_known
+
+    @property
     def kept(self) -> Array:
         """Codes that get a row: all of the table's own, and added ones that have events."""
         added = np.arange(self.num_known, len(self.ids))

@@ -56,7 +56,8 @@ class Chunk:
     def column(self, column: Column) -> pa.Array:
         """A column in the contract's dtype; see `convert.convert`."""
         raw = self.raw.column(column.source_name)
-        return convert(raw.combine_chunks(), column, self.place)
+        with reading(self.file):
+            return convert(raw.combine_chunks(), column, self.place)
 
 
 class TableFiles:

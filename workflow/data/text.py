@@ -24,7 +24,7 @@ def text_names(file: Path, table: Table) -> list[str]:
     """A text file's column names: its header, or c1, c2, ... for a file without one."""
     if file.stat().st_size == 0:
         return [column.source_name for column in table.columns]  # an empty table, no header needed
-    with _open(file, table, None) as (reader, _):
+    with _TextReader(file, table, None) as (reader, _):
         names: list[str] = reader.schema.names
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -40,7 +40,7 @@ def read_text_batches(
     if size == 0:
         return
     every = text_names(file, table)
-    with _open(file, table, every) as (reader, stream):
+    with _TextReader(file, table, every) as (reader, stream):
         waiting: list[pa.RecordBatch] = []
         for batch in reader:
             waiting.append(batch.select(names))
@@ -59,7 +59,7 @@ def _slices(
         yield table.slice(start, rows), done
 
 
-class _open:
+class _TextReader:
     """A streaming CSV reader over a file, and the stream, which knows how much it has read."""
 
     def __init__(self, file: Path, table: Table, names: list[str] | None) -> None:

@@ -35,9 +35,9 @@ def to_microseconds(array: pa.Array, column: Column, place: Place) -> pa.Array:
     kind = array.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         micros = array.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-        return _checked(micros, 10**6, column, place, "us", suggest=False)
+        return _checked(micros, 10**6, column, place, None)
     if unit == "iso":
-        return _checked(_parse_iso(array, column, place), 10**6, column, place, "us", suggest=False)
+        return _checked(_parse_iso(array, column, place), 10**6, column, place, None)
     if pa.types.is_string(kind) and place.is_text:
         array = parse(array, column, place)
         kind = array.type
@@ -48,7 +48,7 @@ def to_microseconds(array: pa.Array, column: Column, place: Place) -> pa.Array:
     if not pa.types.is_integer(kind):
         array = array.cast(pa.float64())
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, pa.float64()), array)
-    return _checked(array, UNITS_PER_SECOND[unit], column, place, unit, suggest=True)
+    return _checked(array, UNITS_PER_SECOND[unit], column, place, unit)
 
 
 def _parse_iso(array: pa.Array, column: Column, place: Place) -> pa.Array:
@@ -62,14 +62,17 @@ def _parse_iso(array: pa.Array, column: Column, place: Place) -> pa.Array:
     bad = parsed.isna().to_numpy() & ~missing
     if bad.any():
         raise bad_value(column, place, int(np.argmax(bad)), array, "a time (ISO 8601)")
-    micros = parsed.to_numpy().astype("datetime64[us]").astype(np.int64)
+    micros = parsed.dt.tz_convert(None).to_numpy().astype("datetime64[us]").astype(np.int64)
     return pa.array(micros, mask=missing)
 
 
 def _checked(
-    array: pa.Array, per_second: int, column: Column, place: Place, unit: str, suggest: bool
+    array: pa.Array, per_second: int, column: Column, place: Place, unit: str | None
 ) -> pa.Array:
-    """`array` in microseconds, after every value was found plausible."""
+    """`array` in microseconds, after every value was found plausible.
+
+    `unit` is the unit of plain numbers: then another one can be suggested.
+    """
     missing = pc.is_null(array).to_numpy(zero_copy_only=False)
     raw = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
     seconds = raw.astype(np.float64) / per_second
@@ -80,7 +83,7 @@ def _checked(
         bad = ~missing  # seconds read as milliseconds: every date falls into January 1970
     if bad.any():
         index = int(np.argmax(bad))
-        raise _implausible(raw[index], seconds[index], column, place, index, unit, suggest)
+        raise _implausible(raw[index], per_second, column, place.of(column, index), unit)
     if raw.dtype.kind == "f":
         micros = np.floor(raw * (10**6 / per_second)).astype(np.int64)
     elif per_second <= 10**6:
@@ -95,9 +98,10 @@ def _all_in_early_1970(seconds: np.ndarray[Any, Any]) -> bool:
 
 
 def _implausible(
-    raw: float, seconds: float, column: Column, place: Place, index: int, unit: str, suggest: bool
+    raw: float, per_second: int, column: Column, place: str, unit: str | None
 ) -> DataError:
-    other = plausible_unit(float(raw)) if suggest else None
+    seconds = float(raw) / per_second
+    other = plausible_unit(float(raw)) if unit else None
     if other and other != unit:
         found = f"read in {unit} it is {_date(seconds)}; in {other} it would be " + _date(
             raw / UNITS_PER_SECOND[other]
@@ -108,9 +112,9 @@ def _implausible(
         next_step = f"remove such rows, or correct unit of {column.name} in the contract"
     future = seconds > time.time() + DAY_S
     since = "1990" if column.role == "timestamp" else "1880"
-    value = f" {raw:.15g}" if suggest else ""
+    value = f" {raw:.15g}" if unit else ""
     return DataError(
-        f"{place.of(column, index)}: time{value} is {'in the future' if future else 'too early'}",
+        f"{place}: time{value} is {'in the future' if future else 'too early'}",
         expected=f"a time from {since} until now",
         found=found,
         next_step=next_step,

@@ -16,6 +16,8 @@ from workflow.schema import Column
 # Text that means "no value" in a numeric column of a text file, next to the empty field.
 NULL_WORDS = ["", "nan", "na", "n/a", "null", "none", "\\n"]
 
+_MAX_INT64 = pa.scalar(2**63 - 1, pa.uint64())
+
 
 @dataclass(frozen=True)
 class Place:
@@ -92,7 +94,7 @@ def wrong_type(column: Column, found: str, place: Place) -> ContractError:
 
 def _from_integers(array: pa.Array, column: Column, place: Place, target: pa.DataType) -> pa.Array:
     if pa.types.is_uint64(array.type):
-        big = np.flatnonzero(pc.fill_null(pc.greater(array, 2**63 - 1), False).to_numpy(False))
+        big = np.flatnonzero(pc.fill_null(pc.greater(array, _MAX_INT64), False).to_numpy(False))
         if len(big):
             raise bad_value(column, place, int(big[0]), array, "an int64")
     return array.cast(pa.int64()).cast(target, safe=False)
