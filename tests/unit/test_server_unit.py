@@ -199,6 +199,16 @@ def test_embedded_triton_is_unpacked_once() -> None:
     assert first.environment["PATH"].split(os.pathsep)[0].endswith("bin")
 
 
+def test_a_read_only_environment_uses_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    assert perf_analyzer.locate()[1] == f"LD_LIBRARY_PATH={tmp_path}/marquee/perf_analyzer"
+    assert embedded.embedded_triton().binary.is_relative_to(tmp_path)
+
+
 def test_missing_libpython_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "_library_folders", list)
     with pytest.raises(ServingError, match="apt-get install libpython3"):
