@@ -174,7 +174,7 @@ def test_partitions_hold_whole_users_and_all_events(data: Dataset) -> None:
     parts = [pd.read_parquet(path) for path in event_files(data.run)]
     assert len(parts) == summary["num_parts"] > 4
     assert all(len(part) for part in parts)
-    for before, after in zip(parts, parts[1:]):
+    for before, after in zip(parts, parts[1:], strict=False):
         assert before["user_row"].max() < after["user_row"].min()
     events = pd.concat(parts, ignore_index=True)
     expected = pd.DataFrame(table).sort_values(["user_id", "timestamp"], kind="stable")
