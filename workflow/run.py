@@ -152,6 +152,8 @@ def content_key(*parts: Any) -> str:
 
 
 def _plain(part: Any) -> Any:
+    if isinstance(part, list | tuple):
+        return [_plain(item) for item in part]
     if isinstance(part, Path):
         if part.is_dir():
             return [_plain(path) for path in sorted(part.rglob("*")) if path.is_file()]
