@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import models.compat  # noqa: F401
+
 import merlin.models.tf as mm
 import tensorflow as tf
 
@@ -13,7 +14,7 @@ from workflow.features.spec import OUT_OF_VOCABULARY, Feature
 
 
 @tf.keras.utils.register_keras_serializable(package="marquee")
-class MaskedMean(tf.keras.layers.Layer):  # type: ignore[misc]
+class MaskedMean(tf.keras.layers.Layer):
     """Mean over the list entries that are not padding; zeros for an empty list.
 
     Input float32 [batch, length, dim] with a Keras mask [batch, length]; output [batch, dim].

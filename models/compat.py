@@ -102,7 +102,8 @@ def _restore_metric_serialisation() -> None:
     except Exception:
         aggregator: Any = topk.TopKMetricsAggregator
         aggregator.get_config = _aggregator_config
-        aggregator.from_config = classmethod(_aggregator_from_config)
+        from_config: Any = _aggregator_from_config
+        aggregator.from_config = classmethod(from_config)
 
 
 def _aggregator_config(self: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import models.compat  # noqa: F401
+
 import merlin.models.tf as mm
 import tensorflow as tf
 
@@ -14,7 +15,7 @@ from workflow.config import RankerConfig
 from workflow.features.spec import FeatureSpec
 
 
-class Ranker(tf.keras.Model):  # type: ignore[misc]
+class Ranker(tf.keras.Model):
     """DLRM over all features of a (user, video, request).
 
     Heads: the logit of the label, and, where the data has watch times, the expected
@@ -53,9 +54,7 @@ class Ranker(tf.keras.Model):  # type: ignore[misc]
         label = tf.cast(batch["label"], tf.float32)
         loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(label, logit))
         if self.has_watch_time:
-            loss += self.config.watch_loss_weight * watch_loss(
-                batch["log_watch"], log_watch, label
-            )
+            loss += self.config.watch_loss_weight * watch_loss(batch["log_watch"], log_watch, label)
         return loss
 
     def score(self, logit: Any, log_watch: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import models.compat  # noqa: F401
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -54,7 +55,9 @@ def evaluate_popularity(run: Run, *, recent_only: bool = False) -> dict[str, Any
     return _by_population(found, queries, spec.num_videos)
 
 
-def _watch_counts(store: FeatureStore, spec: FeatureSpec, recent_only: bool) -> npt.NDArray[np.float32]:
+def _watch_counts(
+    store: FeatureStore, spec: FeatureSpec, recent_only: bool
+) -> npt.NDArray[np.float32]:
     files = store.samples("train", "valid")
     columns = ["video_row", "timestamp", "watched"]
     frame = pd.concat([pd.read_parquet(path, columns=columns) for path in files])
@@ -68,7 +71,9 @@ def _by_population(
     found: npt.NDArray[np.int64], queries: Queries, num_videos: int
 ) -> dict[str, Any]:
     known = np.flatnonzero(queries.has_history)
-    metrics: dict[str, Any] = retrieval_metrics(found[known], queries.take(known).relevant, num_videos)
+    metrics: dict[str, Any] = retrieval_metrics(
+        found[known], queries.take(known).relevant, num_videos
+    )
     everyone = retrieval_metrics(found, queries.relevant, num_videos)
     return metrics | {"users": len(known), "all_users": everyone | {"users": len(queries)}}
 

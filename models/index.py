@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import models.compat  # noqa: F401
+
 import faiss
 import numpy as np
 import numpy.typing as npt
@@ -128,7 +129,9 @@ def recall_against(found: npt.NDArray[np.int64], exact: npt.NDArray[np.int64]) -
     """Share of the exact result that was found, averaged over queries."""
     if len(exact) == 0:
         return 1.0
-    kept = [len(np.intersect1d(a, b, assume_unique=False)) for a, b in zip(found, exact, strict=True)]
+    kept = [
+        len(np.intersect1d(a, b, assume_unique=False)) for a, b in zip(found, exact, strict=True)
+    ]
     return float(np.mean(kept) / exact.shape[1])
 
 

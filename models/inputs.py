@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import models.compat  # noqa: F401
+
 import numpy as np
 import tensorflow as tf
 from merlin.schema import ColumnSchema, Schema, Tags
 
 from workflow.features.encoded import FeatureStore
-from workflow.features.spec import Feature, FeatureSpec
+from workflow.features.spec import Feature, FeatureSpec, Group
 
 Tensors = dict[str, Any]  # name -> tf.Tensor
 
@@ -62,7 +63,10 @@ class FeatureTables:
 
     def candidate(self, video_row: Any) -> Tensors:
         """Candidate tower inputs of int [n] video rows."""
-        return {f.name: _column(tf.gather(self._video[f.name], video_row)) for f in self.spec.candidate()}
+        return {
+            f.name: _column(tf.gather(self._video[f.name], video_row))
+            for f in self.spec.candidate()
+        }
 
     def ranker(self, batch: Tensors) -> Tensors:
         """All features of a batch of (user, video, request) samples."""
@@ -88,7 +92,9 @@ class FeatureTables:
             first = tf.cast(batch["session_start"], tf.int64)
         at = end - feature.length + tf.range(feature.length, dtype=tf.int64)[None, :]
         inside = at >= first[:, None]
-        rows = tf.gather(self._watched, tf.where(inside, at, tf.shape(self._watched, tf.int64)[0] - 1))
+        rows = tf.gather(
+            self._watched, tf.where(inside, at, tf.shape(self._watched, tf.int64)[0] - 1)
+        )
         return tf.gather(self._video["video_index"], tf.where(inside, rows, 0))
 
 
@@ -139,7 +145,7 @@ class SampleBatches:
 
 def sample_columns(spec: FeatureSpec, *, ranker: bool) -> list[str]:
     """Columns that a model reads from the samples: pointers, targets and per-event features."""
-    per_event = ("context", "user_state", "video_state", "cross")
+    per_event: tuple[Group, ...] = ("context", "user_state", "video_state", "cross")
     features = spec.of_group(*per_event) if ranker else spec.query()
     names = [f.name for f in features if f.group in per_event]
     pointers = ["user_row", "video_row", "history_end", "session_start"]

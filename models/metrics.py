@@ -133,6 +133,7 @@ def per_user_auc(
 
 
 def log_loss(labels: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float32]) -> float:
+    """Mean negative log-likelihood in nats, probabilities clipped to [1e-7, 1 - 1e-7]."""
     p = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
     return float(-(labels * np.log(p) + (1 - labels) * np.log1p(-p)).mean())
 
@@ -142,5 +143,7 @@ def calibration_error(
 ) -> float:
     """Expected calibration error over equally filled bins (Naeini et al., AAAI 2015)."""
     parts = np.array_split(np.argsort(probabilities, kind="stable"), bins)
-    gaps = [abs(float(labels[p].mean() - probabilities[p].mean())) * len(p) for p in parts if len(p)]
+    gaps = [
+        abs(float(labels[p].mean() - probabilities[p].mean())) * len(p) for p in parts if len(p)
+    ]
     return float(np.sum(gaps) / max(len(labels), 1))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import models.compat  # noqa: F401
+
 import faiss
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +89,9 @@ class OfflineRecommender:
             scores.append(score[order])
         return Recommendations(ids, scores)
 
-    def _requests(self, user_ids: Array, times: Array, context: dict[str, Array]) -> dict[str, Array]:
+    def _requests(
+        self, user_ids: Array, times: Array, context: dict[str, Array]
+    ) -> dict[str, Array]:
         """Sample columns of each request, encoded by the NVTabular workflow."""
         known = np.asarray(self.store.user("user_id"))
         at = np.minimum(np.searchsorted(known, user_ids), len(known) - 1)
@@ -108,9 +111,13 @@ class OfflineRecommender:
             "history_end": end,
             "session_start": session_pointer(end, start, times, self.histories, gap_s),
         }
-        frame = self._transform({**context, **time_context(times)}, np.zeros(len(times), np.float32))
+        frame = self._transform(
+            {**context, **time_context(times)}, np.zeros(len(times), np.float32)
+        )
         encoded = {f.name: frame[f.name].to_numpy(np.int32) for f in self.spec.of_group("context")}
-        state = {f.name: self.store.user(f.name)[user_row] for f in self.spec.of_group("user_state")}
+        state = {
+            f.name: self.store.user(f.name)[user_row] for f in self.spec.of_group("user_state")
+        }
         return samples | encoded | state
 
     def _transform(self, columns: dict[str, Array], age_days: Array) -> pd.DataFrame:
@@ -130,17 +137,20 @@ class OfflineRecommender:
         wanted = min(self.num_candidates + len(watched), self.index.ntotal)
         _, found = self.index.search(vector, wanted)
         rows = found[0][found[0] >= 0] + 1
-        return rows[~np.isin(rows, watched)][: self.num_candidates]
+        kept: Array = rows[~np.isin(rows, watched)][: self.num_candidates]
+        return kept
 
     def _score(self, samples: dict[str, Array], row: int, rows: Array, time: int) -> Array:
-        batch = {name: np.repeat(values[row : row + 1], len(rows)) for name, values in samples.items()}
+        batch = {
+            name: np.repeat(values[row : row + 1], len(rows)) for name, values in samples.items()
+        }
         batch["video_row"] = rows.astype(np.int32)
         for feature in self.spec.of_group("video_state"):
             batch[feature.name] = self.store.video(feature.name)[rows]
         if self.contract.has_publish_time:
             published = self.store.video("publish_time")[rows]
             age = video_age_days(published, np.full(len(rows), time))
-            empty = {c.name: np.repeat(None, len(rows)) for c in self.contract.features("context")}
+            empty = {c.name: np.full(len(rows), None) for c in self.contract.features("context")}
             hours = time_context(np.full(len(rows), time))
             batch["video_age_days"] = self._transform({**empty, **hours}, age)[
                 "video_age_days"

@@ -53,7 +53,9 @@ def held_out_queries(store: FeatureStore, part: str, columns: list[str]) -> Quer
 
     The first held-out watch gives history and context; later ones only count as relevant.
     """
-    names = [*dict.fromkeys([*columns, "user_row", "video_row", "timestamp", "history_end", "watched"])]
+    names = [
+        *dict.fromkeys([*columns, "user_row", "video_row", "timestamp", "history_end", "watched"])
+    ]
     frames = [pd.read_parquet(path, columns=names) for path in store.samples(part)]
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names)
     frame = frame[frame["watched"] == 1].sort_values(["user_row", "timestamp"], kind="stable")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Any
 
 import models.compat  # noqa: F401
+
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -14,7 +14,7 @@ import tensorflow as tf
 from models.dlrm import Ranker
 from models.inputs import FeatureTables, SampleBatches, Tensors, sample_columns
 from models.metrics import auc, calibration_error, log_loss, per_user_auc
-from models.training import Fit, Progress, gradient_step, load_weights, save_weights
+from models.training import Fit, Progress, Setting, gradient_step, load_weights, save_weights
 from workflow.config import Config
 from workflow.console import Report, no_report
 from workflow.errors import TrainingError
@@ -37,13 +37,10 @@ def train_ranker(run: Run, config: Config, report: Report = no_report) -> dict[s
     store = FeatureStore(run)
     tables = FeatureTables(store, FeatureSpec.load(store.root / "spec.json"))
     _check_labels(store)
-    folder = run.checkpoints / "ranker"
-    model, progress = _fit(store, tables, config, ("train",), folder / "search", report, "ranker")
+    setting = Setting(store, tables, config, run.checkpoints / "ranker", report)
+    model, progress = _fit(setting, "search", ("train",))
     if config.ranker.refit:
-        model, _ = _fit(
-            store, tables, config, ("train", "valid"), folder / "refit", report, "ranker refit",
-            epochs=progress.best_epoch,
-        )  # fmt: skip
+        model, _ = _fit(setting, "refit", ("train", "valid"), epochs=progress.best_epoch)
     summary = {
         "epochs": progress.best_epoch,
         "valid_auc": round(progress.best_score, 4),
@@ -54,7 +51,7 @@ def train_ranker(run: Run, config: Config, report: Report = no_report) -> dict[s
     with replaced_folder(run.ranker) as target:
         save_weights(model, target / "weights.npz")
         write_json(target / "report.json", summary)
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(setting.checkpoints, ignore_errors=True)
     return summary
 
 
@@ -73,17 +70,10 @@ def _check_labels(store: FeatureStore) -> None:
 
 
 def _fit(
-    store: FeatureStore,
-    tables: FeatureTables,
-    config: Config,
-    parts: tuple[str, ...],
-    checkpoints: Path,
-    report: Report,
-    title: str,
-    *,
-    epochs: int | None = None,
+    setting: Setting, name: str, parts: tuple[str, ...], *, epochs: int | None = None
 ) -> tuple[Ranker, Progress]:
     """Train on `parts`: until validation AUC stops rising, or for `epochs` epochs."""
+    store, tables, config = setting.store, setting.tables, setting.config
     settings = config.ranker
     model = build_ranker(tables, config)
     optimizer = tf.keras.optimizers.Adam(settings.learning_rate)
@@ -103,11 +93,11 @@ def _fit(
             shuffle=True,
         ),
         validate=validate if epochs is None else None,
-        checkpoints=checkpoints,
+        checkpoints=setting.checkpoints / name,
         max_epochs=epochs or settings.max_epochs,
         patience=settings.patience,
     )
-    return model, fit.run(report, title)
+    return model, fit.run(setting.report, f"ranker {name}")
 
 
 def build_ranker(tables: FeatureTables, config: Config) -> Ranker:
@@ -150,16 +140,26 @@ def predict_samples(
     seen: list[Tensors] = []
     predicted: list[Tensors] = []
     for batch in batches:
-        seen.append({name: batch[name].numpy() for name in ("user_row", "label", "log_watch") if name in batch})
+        seen.append(
+            {
+                name: batch[name].numpy()
+                for name in ("user_row", "label", "log_watch")
+                if name in batch
+            }
+        )
         predicted.append({name: value.numpy() for name, value in run_batch(batch).items()})
     return _joined(seen), _joined(predicted)
 
 
 def _joined(parts: list[Tensors]) -> dict[str, Any]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    return (
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    )
 
 
-def ranker_metrics(model: Ranker, tables: FeatureTables, store: FeatureStore, part: str) -> dict[str, float]:
+def ranker_metrics(
+    model: Ranker, tables: FeatureTables, store: FeatureStore, part: str
+) -> dict[str, float]:
     """auc, per_user_auc, log_loss, ece and, with watch times, the error of log watch time."""
     truth, predicted = predict_samples(model, tables, store, part)
     label, p = truth["label"], predicted["p_positive"]

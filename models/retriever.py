@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Any
 
 import models.compat  # noqa: F401
+
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -14,7 +14,7 @@ import tensorflow as tf
 from models.inputs import FeatureTables, SampleBatches, sample_columns
 from models.metrics import retrieval_metrics, top_k
 from models.queries import Queries, held_out_queries
-from models.training import Fit, Progress, gradient_step, load_weights, save_weights
+from models.training import Fit, Progress, Setting, gradient_step, load_weights, save_weights
 from models.two_tower import (
     TwoTower,
     candidate_vectors,
@@ -41,16 +41,11 @@ def train_retriever(run: Run, config: Config, report: Report = no_report) -> dic
     store = FeatureStore(run)
     spec = FeatureSpec.load(store.root / "spec.json")
     tables = FeatureTables(store, spec)
-    folder = run.checkpoints / "retriever"
+    setting = Setting(store, tables, config, run.checkpoints / "retriever", report)
     valid = _valid_queries(store, spec, config)
-    model, progress = _fit(
-        store, tables, config, ("train",), folder / "search", report, "retriever", valid=valid
-    )
+    model, progress = _fit(setting, "search", ("train",), valid=valid)
     if config.retriever.refit:
-        model, _ = _fit(
-            store, tables, config, ("train", "valid"), folder / "refit", report, "retriever refit",
-            epochs=progress.best_epoch,
-        )  # fmt: skip
+        model, _ = _fit(setting, "refit", ("train", "valid"), epochs=progress.best_epoch)
     summary = {
         "epochs": progress.best_epoch,
         "valid_recall@100": round(progress.best_score, 4),
@@ -62,7 +57,7 @@ def train_retriever(run: Run, config: Config, report: Report = no_report) -> dic
         save_weights(model, target / "weights.npz")
         np.save(target / "candidate_vectors.npy", candidate_vectors(model, tables))
         write_json(target / "report.json", summary)
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(setting.checkpoints, ignore_errors=True)
     return summary
 
 
@@ -80,18 +75,15 @@ def _valid_queries(store: FeatureStore, spec: FeatureSpec, config: Config) -> Qu
 
 
 def _fit(
-    store: FeatureStore,
-    tables: FeatureTables,
-    config: Config,
+    setting: Setting,
+    name: str,
     parts: tuple[str, ...],
-    checkpoints: Path,
-    report: Report,
-    title: str,
     *,
     valid: Queries | None = None,
     epochs: int | None = None,
 ) -> tuple[TwoTower, Progress]:
     """Train on `parts`: with `valid` until its recall stops rising, else for `epochs` epochs."""
+    store, tables, config = setting.store, setting.tables, setting.config
     settings = config.retriever
     counts = watch_counts(store, tables.spec, parts)
     model = build_two_tower(tables, config, log_sampling_probability(counts))
@@ -114,11 +106,11 @@ def _fit(
         step=gradient_step(model, optimizer, loss_of),
         batches=batches,
         validate=None if valid is None else lambda: recall(model, tables, valid),
-        checkpoints=checkpoints,
+        checkpoints=setting.checkpoints / name,
         max_epochs=epochs or settings.max_epochs,
         patience=settings.patience,
     )
-    return model, fit.run(report, title)
+    return model, fit.run(setting.report, f"retriever {name}")
 
 
 def watch_counts(

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import models.compat  # noqa: F401
+
 import numpy as np
 import tensorflow as tf
 
+from models.inputs import FeatureTables
+from workflow.config import Config
 from workflow.console import Report
 from workflow.errors import TrainingError
+from workflow.features.encoded import FeatureStore
 from workflow.run import storage_errors, write_json
 
 
@@ -36,6 +40,21 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     rows: int = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the fits of one training stage share.
+
+    Attributes:
+        checkpoints: folder of the stage's checkpoints; each fit has its own below.
+    """
+
+    store: FeatureStore
+    tables: FeatureTables
+    config: Config
+    checkpoints: Path
+    report: Report
 
 
 @dataclass(frozen=True)
@@ -126,7 +145,9 @@ class Fit:
         write_json(self._state_file(), vars(progress))
 
 
-def gradient_step(model: Any, optimizer: Any, loss_of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def gradient_step(
+    model: Any, optimizer: Any, loss_of: Callable[[Any], Any]
+) -> Callable[[Any], Any]:
     """A compiled function: batch -> loss, after one optimizer step."""
 
     @tf.function(reduce_retracing=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import models.compat  # noqa: F401
+
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -17,7 +18,7 @@ from workflow.features.spec import FeatureSpec
 SCORE_BATCH = 8192
 
 
-class TwoTower(tf.keras.Model):  # type: ignore[misc]
+class TwoTower(tf.keras.Model):
     """Two Merlin encoders whose L2-normalised outputs are compared by inner product.
 
     Args:
@@ -103,7 +104,7 @@ def candidate_vectors(model: TwoTower, tables: FeatureTables) -> npt.NDArray[np.
         encode(tf.range(start, min(start + SCORE_BATCH, count))).numpy()
         for start in range(0, count, SCORE_BATCH)
     ]
-    vectors = np.concatenate(parts).astype(np.float32)
+    vectors: npt.NDArray[np.float32] = np.concatenate(parts)
     vectors[0] = 0.0
     return vectors
 
@@ -118,4 +119,5 @@ def query_vectors(
         encode({k: tf.constant(v[start : start + SCORE_BATCH]) for k, v in samples.items()}).numpy()
         for start in range(0, count, SCORE_BATCH)
     ]
-    return np.concatenate(parts) if parts else np.zeros((0, model.config.tower_layers[-1]), np.float32)
+    empty = np.zeros((0, model.config.tower_layers[-1]), np.float32)
+    return np.concatenate([empty, *parts])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import models.compat  # noqa: F401
+
 import merlin.models.tf as mm
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +117,9 @@ def fold_videos(
     Returns:
         float32 [num_videos + 1, num_features, dim].
     """
-    return np.stack([_fold(tables[name], np.asarray(rows), batch) for name, rows in encoded.items()], axis=1)
+    return np.stack(
+        [_fold(tables[name], np.asarray(rows), batch) for name, rows in encoded.items()], axis=1
+    )
 
 
 def _fold(table: Array, rows: npt.NDArray[np.int32], batch: int) -> Array:

@@ -100,7 +100,9 @@ class _Exporter:
         (target / "tower.onnx").write_bytes(graph)
         users = [f for f in self.query_features if f.group == "user"]
         self._save(target, "user_id", self.store.user("user_id"))
-        self._save(target, "user_index", _columns([self.store.user(f.name) for f in users], np.int32))
+        self._save(
+            target, "user_index", _columns([self.store.user(f.name) for f in users], np.int32)
+        )
         values = [self.store.user(name) for name in self.query_values]
         self._save(target, "user_value", _columns(values, np.float32))
         histories = self.store.histories()
@@ -151,13 +153,13 @@ class _Exporter:
     # --- ranker ----------------------------------------------------------------------------------
     def ranker(self) -> None:
         target = self._stage("ranker")
-        weights = ranker_weights(load_ranker(self.run, self.config, self.tables), self.spec.features)
+        weights = ranker_weights(
+            load_ranker(self.run, self.config, self.tables), self.spec.features
+        )
         fields = [f.name for f in self.video_features if f.kind != "continuous"]
         values = [f.name for f in self.video_features if f.kind == "continuous"]
         cross = [f.name for f in self.spec.of_group("cross")]
-        layout = RankerLayout(
-            self.slots, self.query_values, tuple(fields), (*values, *cross)
-        )
+        layout = RankerLayout(self.slots, self.query_values, tuple(fields), (*values, *cross))
         (target / "ranker.onnx").write_bytes(ranker_graph(weights, layout))
         encoded = {name: np.asarray(self.store.video(name)) for name in fields}
         self._save(target, "video_vector", fold_videos(weights.tables, encoded))
@@ -188,7 +190,9 @@ class _Exporter:
             (self.folder / name / "config.pbtxt").write_text(text)
         (self.folder / ENSEMBLE / str(VERSION)).mkdir(parents=True)
         # Triton needs the version folder; git and some copy tools drop empty ones.
-        (self.folder / ENSEMBLE / str(VERSION) / "README").write_text("The ensemble has no files.\n")
+        (self.folder / ENSEMBLE / str(VERSION) / "README").write_text(
+            "The ensemble has no files.\n"
+        )
         text = render_config(ENSEMBLE, tensors[ENSEMBLE], batch, ensemble_body(tensors, VERSION))
         (self.folder / ENSEMBLE / "config.pbtxt").write_text(text)
 
@@ -215,4 +219,7 @@ def _slots(features: tuple[Feature, ...]) -> tuple[Slot, ...]:
 
 def _columns(arrays: list[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
     """[rows] and [rows, length] arrays side by side."""
-    return np.concatenate([np.asarray(a).reshape(len(a), -1) for a in arrays], axis=1).astype(dtype)
+    joined: npt.NDArray[Any] = np.concatenate(
+        [np.asarray(a).reshape(len(a), -1) for a in arrays], axis=1
+    ).astype(dtype)
+    return joined

@@ -181,7 +181,9 @@ def ranker_graph(weights: RankerWeights, layout: RankerLayout) -> bytes:
         [
             _tensor("query_index", TensorProto.INT32, ["batch", _width(layout.slots)]),
             _tensor("query_value", TensorProto.FLOAT, ["batch", len(layout.query_values)]),
-            _tensor("video_vector", TensorProto.FLOAT, ["batch", "k", len(layout.video_fields), dim]),
+            _tensor(
+                "video_vector", TensorProto.FLOAT, ["batch", "k", len(layout.video_fields), dim]
+            ),
             _tensor("video_value", TensorProto.FLOAT, ["batch", "k", len(layout.video_values)]),
         ],
         [_tensor("score", TensorProto.FLOAT, ["batch", "k"])],
@@ -220,10 +222,12 @@ def _interactions(g: _Graph, fields: str, order: tuple[str, ...], wanted: tuple[
 def _score(g: _Graph, hidden: str, weights: RankerWeights) -> None:
     last = g.ints(2)
     logit = g.op("Squeeze", g.dense(hidden, weights.label_head), last)
-    positive = g.op("Pow", g.op("Sigmoid", logit), g.constant(np.float32(weights.positive_power)))
+    positive = g.op(
+        "Pow", g.op("Sigmoid", logit), g.constant(np.array(weights.positive_power, np.float32))
+    )
     if not weights.has_watch_time:
         g.named("score", "Identity", positive)
         return
     log_watch = g.op("Squeeze", g.dense(hidden, weights.watch_head), last)
-    watch = g.op("Pow", log_watch, g.constant(np.float32(weights.watch_power)))
+    watch = g.op("Pow", log_watch, g.constant(np.array(weights.watch_power, np.float32)))
     g.named("score", "Mul", positive, watch)

@@ -45,7 +45,9 @@ class LocalPipeline:
 
 
 def _load_stage(folder: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"marquee_{folder.parent.name}", folder / "stage.py")
+    spec = importlib.util.spec_from_file_location(
+        f"marquee_{folder.parent.name}", folder / "stage.py"
+    )
     assert spec is not None and spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

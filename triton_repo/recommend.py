@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time as clock
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +55,11 @@ def recommend(
         "status": status.name.lower(),
         "at": at,
         "items": [
-            {"video_id": _plain(video), "score": float(score), "title": titles.get(_plain(video), "")}
+            {
+                "video_id": _plain(video),
+                "score": float(score),
+                "title": titles.get(_plain(video), ""),
+            }
             for video, score in zip(ids, scores, strict=True)
         ],
     }
@@ -131,8 +135,9 @@ def parse_time(text: str) -> int:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ServingError(
-            f"time {text!r} is not understood", expected='"now", unix seconds or 2026-01-31T20:00:00'
+            f"time {text!r} is not understood",
+            expected='"now", unix seconds or 2026-01-31T20:00:00',
         ) from None
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
+        moment = moment.replace(tzinfo=UTC)
     return int(moment.timestamp())

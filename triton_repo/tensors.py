@@ -1,4 +1,4 @@
-"""The served models' tensors, derived from the contract and the fitted schema, and their configs."""
+"""The served models' tensors and configs, derived from the contract and the fitted schema."""
 
 from __future__ import annotations
 
@@ -28,17 +28,22 @@ class Tensor:
 
 @dataclass(frozen=True)
 class ModelIO:
+    """What one served model takes and gives."""
+
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
 
 def id_dtype(contract: Contract, role: str) -> str:
+    """Triton's type of raw user or video ids: INT64 or STRING."""
     column = contract.events.one(role)
     assert column is not None
     return "STRING" if column.dtype == "string" else "INT64"
 
 
-def model_tensors(contract: Contract, spec: FeatureSpec, num_candidates: int, dim: int) -> dict[str, ModelIO]:
+def model_tensors(
+    contract: Contract, spec: FeatureSpec, num_candidates: int, dim: int
+) -> dict[str, ModelIO]:
     """Inputs and outputs of every served model, ensemble included."""
     packed = [f for f in spec.of_group(*QUERY_GROUPS) if f.kind != "continuous"]
     values = [f for f in spec.of_group(*QUERY_GROUPS) if f.kind == "continuous"]
@@ -103,7 +108,10 @@ def _warmup(io: ModelIO, batch_size: int) -> str:
         for t in io.inputs
         if not t.optional
     )
-    return f'model_warmup [ {{\n  name: "batch_{batch_size}"\n  batch_size: {batch_size}\n{inputs}}} ]\n'
+    return (
+        f'model_warmup [ {{\n  name: "batch_{batch_size}"\n  batch_size: {batch_size}\n'
+        f"{inputs}}} ]\n"
+    )
 
 
 def ensemble_body(tensors: dict[str, ModelIO], version: int) -> str:
@@ -124,4 +132,6 @@ def ensemble_body(tensors: dict[str, ModelIO], version: int) -> str:
             + "\n".join(maps)
             + "\n  }"
         )
-    return 'platform: "ensemble"\nensemble_scheduling {\n step [\n' + ",\n".join(steps) + "\n ]\n}\n"
+    return (
+        'platform: "ensemble"\nensemble_scheduling {\n step [\n' + ",\n".join(steps) + "\n ]\n}\n"
+    )

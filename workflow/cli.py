@@ -135,7 +135,7 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Do everything: validate, features, train, index, export, serve, recommend."""
-    from workflow.main_job import finish_run
+    from workflow.verbs import finish_run
 
     job = _job(run, dataset, config, set_, source, contract)
     finish_run(job, Output(json), user=user, top_k=top_k, force=force, resume=resume)
@@ -145,8 +145,8 @@ def _stages(
     names: tuple[str, ...], job: Job, json: bool, force: bool, next_verb: str, resume: bool = False
 ) -> None:
     """Carry out stages and print what they recorded."""
-    from workflow.main_job import report_stages
     from workflow.pipeline import run_stages
+    from workflow.verbs import report_stages
 
     output = Output(json)
     entries = run_stages(job, output, names, force=force, resume=resume)
@@ -165,7 +165,7 @@ def validate(
     json: JsonOption = False,
 ) -> None:
     """Check the raw files against the contract: PASS or FAIL per column, with examples."""
-    from workflow.main_job import report_validation
+    from workflow.verbs import report_validation
 
     job = _job(run, dataset, config, set_, source, contract)
     report_validation(job, Output(json), force=force)
@@ -186,9 +186,7 @@ def features(
 def train(
     run: RunOption = None,
     set_: SetOption = None,
-    model: Annotated[
-        str, typer.Option("--model", help="retriever, ranker or both.")
-    ] = "both",
+    model: Annotated[str, typer.Option("--model", help="retriever, ranker or both.")] = "both",
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the last checkpoint.")
     ] = False,
@@ -261,7 +259,7 @@ def recommend(
 
     Context columns of the contract are options too: --device tv.
     """
-    from workflow.main_job import print_recommendations
+    from workflow.verbs import print_recommendations
 
     job = _existing(run)
     print_recommendations(
@@ -290,23 +288,22 @@ def _pairs(arguments: list[str]) -> dict[str, str]:
 def bench(
     run: RunOption = None,
     concurrency: Annotated[
-        list[int] | None, typer.Option("--concurrency", "-c", help="Requests in flight; repeatable.")
+        list[int] | None,
+        typer.Option("--concurrency", "-c", help="Requests in flight; repeatable."),
     ] = None,
     duration_s: Annotated[float, typer.Option(help="Measured seconds per concurrency.")] = 5.0,
     json: JsonOption = False,
 ) -> None:
     """Measure latency, throughput and server CPU with perf_analyzer."""
-    from workflow.main_job import print_benchmark
+    from workflow.verbs import print_benchmark
 
     print_benchmark(_existing(run), Output(json), concurrency or [1, 4, 16], duration_s)
 
 
 @app.command()
-def evaluate(
-    run: RunOption = None, set_: SetOption = None, json: JsonOption = False
-) -> None:
+def evaluate(run: RunOption = None, set_: SetOption = None, json: JsonOption = False) -> None:
     """Evaluate retrieval (temporal and leave-last-out) and ranking on held-out events."""
-    from workflow.main_job import print_evaluation
+    from workflow.verbs import print_evaluation
 
     print_evaluation(_changed(_existing(run), None, set_, None), Output(json))
 
@@ -314,7 +311,8 @@ def evaluate(
 @app.command()
 def init(
     folder: Annotated[
-        Path, typer.Option("--from", metavar="FOLDER", help="Folder with your CSV or Parquet files.")
+        Path,
+        typer.Option("--from", metavar="FOLDER", help="Folder with your CSV or Parquet files."),
     ],
     to: Annotated[
         Path, typer.Option("--to", metavar="FILE", help="Where to write the contract.")
@@ -323,7 +321,6 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Write a first contract for your own data, to be looked over and edited."""
-    from workflow.main_job import write_draft
+    from workflow.verbs import write_draft
 
     write_draft(folder, to, Output(json), force=force)
-

@@ -49,6 +49,8 @@ class ValidationConfig(_Strict):
 
 
 class FeatureConfig(_Strict):
+    """Vocabulary thresholds and how much of a user's past is a feature."""
+
     min_user_events: int = Field(1, ge=1)  # rarer users share the out-of-vocabulary index
     min_video_events: int = Field(1, ge=1)
     history_length: int = Field(50, ge=1, le=1000)
@@ -57,6 +59,8 @@ class FeatureConfig(_Strict):
 
 
 class TrainConfig(_Strict):
+    """What both models' training shares."""
+
     batch_size: int = Field(4096, ge=2)
     max_epochs: int = Field(10, ge=1)
     patience: int = Field(1, ge=1)
@@ -65,6 +69,8 @@ class TrainConfig(_Strict):
 
 
 class RetrieverConfig(TrainConfig):
+    """The two towers; the last tower layer is the width of the vectors."""
+
     embedding_dim: int = Field(64, ge=2)
     tower_layers: tuple[int, ...] = (128, 64)
     temperature: float = Field(0.1, gt=0)
@@ -74,6 +80,8 @@ class RetrieverConfig(TrainConfig):
 
 
 class RankerConfig(TrainConfig):
+    """The DLRM and how its two outputs become one score."""
+
     embedding_dim: int = Field(32, ge=2)
     bottom_layers: tuple[int, ...] = (64, 32)
     top_layers: tuple[int, ...] = (128, 64)
@@ -86,6 +94,8 @@ class RankerConfig(TrainConfig):
 
 
 class IndexConfig(_Strict):
+    """Kind of FAISS index and the recall it must reach against exact search."""
+
     kind: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
     flat_up_to_videos: int = Field(50_000, ge=1)
     target_recall: float = Field(0.99, gt=0, le=1)
@@ -93,6 +103,8 @@ class IndexConfig(_Strict):
 
 
 class ServingConfig(_Strict):
+    """What the exported repository does per request."""
+
     num_candidates: int = Field(100, ge=1, le=2_000)
     default_top_k: int = Field(20, ge=1)
     max_batch_size: int = Field(32, ge=1)
@@ -124,7 +136,9 @@ class Config(_Strict):
     sim: SimConfig = SimConfig()
 
 
-def load_config(dataset: str, file: Path | None = None, overrides: list[str] | None = None) -> Config:
+def load_config(
+    dataset: str, file: Path | None = None, overrides: list[str] | None = None
+) -> Config:
     """The built-in settings of a dataset, then those of `file`, then `section.key=value` overrides.
 
     Raises:
@@ -172,7 +186,9 @@ def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(
-            f"override {override!r}", expected="section.key=value", next_step="see marquee run --help"
+            f"override {override!r}",
+            expected="section.key=value",
+            next_step="see marquee run --help",
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]

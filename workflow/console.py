@@ -1,4 +1,4 @@
-"""What a command prints: progress and words on standard error, one JSON object on standard output."""
+"""What a command prints: words on standard error, results or one JSON object on standard output."""
 
 from __future__ import annotations
 

@@ -121,9 +121,7 @@ class Stage:
 
     def is_current(self, job: Job) -> bool:
         recorded = job.run.recorded(self.name)
-        return bool(
-            recorded and recorded["key"] == self.key(job) and self.made(job.run).exists()
-        )
+        return bool(recorded and recorded["key"] == self.key(job) and self.made(job.run).exists())
 
 
 def carry_out(
@@ -189,5 +187,5 @@ def locked(run: Run) -> Iterator[None]:
 
 
 def save_contract(run: Run, contract: Contract) -> None:
+    """Keep the contract with the run, for the stages after validation."""
     write_json(run.contract_file, contract.model_dump(mode="json"))
-

@@ -1,4 +1,4 @@
-"""A run folder: every artefact's path, atomic writes, and the manifest that lets stages be skipped."""
+"""A run folder: every artefact's path, atomic writes, and the manifest of finished stages."""
 
 from __future__ import annotations
 
@@ -214,10 +214,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, keys sorted."""
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 

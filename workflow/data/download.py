@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +16,7 @@ from workflow.errors import DataError
 ATTEMPTS = 3
 TIMEOUT_S = 30.0
 _BLOCK_BYTES = 1 << 18
+_BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, ssl.SSLError)
 
 
 def download(
@@ -40,7 +42,7 @@ def download(
             break
         except urllib.error.HTTPError as error:
             reason, final = f"HTTP status {error.code}", error.code < 500
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
+        except _BROKEN as error:
             reason, final = str(getattr(error, "reason", error)), False
         except TimeoutError:
             reason, final = f"no answer within {timeout_s:g} s", False

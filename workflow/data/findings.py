@@ -53,7 +53,8 @@ class ColumnReport:
     def result(self) -> str:
         if self.error:
             return "FAIL"
-        return "WARN" if self.warning or self.dropped else "PASS"
+        unsure = self.warning or self.dropped or not self.rows
+        return "WARN" if unsure else "PASS"
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -67,7 +68,9 @@ class ColumnReport:
 
     def _detail(self) -> str:
         if self.error:
-            return str(self.error)
+            return self.error.what
+        if not self.rows:
+            return "not checked"
         parts = [self.dtype]
         if self.low is not None and self.high is not None:
             parts.append(f"{self._shown(self.low)} to {self._shown(self.high)}")
@@ -102,13 +105,20 @@ class Findings:
         return bool(self._failed)
 
     def column(self, table: str, column: str) -> ColumnReport:
-        """The report of a column; made on the spot for a whole table or an undeclared column."""
-        role = "table" if column == WHOLE_TABLE else "undeclared"
-        return self._reports.setdefault((table, column), ColumnReport(table, column, role, ""))
+        """The report of a column, or (column "*") of a whole table."""
+        return self._reports.setdefault((table, column), ColumnReport(table, column, "table", ""))
 
     def fail(self, table: str, column: str, error: MarqueeError) -> None:
         """Note an error; the first one of a column counts."""
-        report = self.column(table, column)
+        self._fail(self.column(table, column), error)
+
+    def fail_undeclared(self, table: str, source: str, error: MarqueeError) -> None:
+        """Note a file's column that the contract does not declare."""
+        report = ColumnReport(table, source, "undeclared", "")
+        self._reports[table, f"undeclared {source}"] = report  # no contract name has a space
+        self._fail(report, error)
+
+    def _fail(self, report: ColumnReport, error: MarqueeError) -> None:
         if report.error is None:
             report.error = error
             self._failed.append(report)

@@ -32,6 +32,7 @@ class Problem:
 
     column: str
     error: MarqueeError
+    is_declared: bool = True  # False: `column` is a file's name for a column, not the contract's
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class TableFiles:
             raise DataError(
                 f"the {self.name} table ({self.table.path}) is empty",
                 expected="at least one row",
-                next_step=f"check path under [{self.name}] in the contract",
+                next_step=f"check the path of {self.name} in the contract",
             )
 
     def _names(self, file: Path) -> list[str]:
@@ -144,16 +145,23 @@ class TableFiles:
             source = column.source_name
             if column.role == "ignore" or source in names:
                 continue
-            close = difflib.get_close_matches(source, names, n=1, cutoff=0.5)
+            close = self._close(source, names)
             error = ContractError(
                 f"{self._short(file)} has no column {source!r} (table {self.name})",
                 found=_some(names),
-                next_step=f'in the contract, set source = "{close[0]}" for {column.name}'
+                next_step=f'in the contract, set source = "{close}" for {column.name}'
                 if close
                 else f"in the contract, set source for {column.name} or remove it",
             )
             found.append(Problem(column.name, error))
         return found
+
+    def _close(self, source: str, names: list[str]) -> str | None:
+        """The undeclared column whose name is most like `source`; RecBole types do not count."""
+        declared = {column.source_name for column in self.table.columns}
+        free = {name.split(":")[0]: name for name in names if name not in declared}
+        close = difflib.get_close_matches(source.split(":", maxsplit=1)[0], free, n=1, cutoff=0.5)
+        return free[close[0]] if close else None
 
     def _unknown(self, file: Path, names: list[str]) -> list[Problem]:
         declared = {column.source_name for column in self.table.columns}
@@ -164,10 +172,10 @@ class TableFiles:
                     f"{self._short(file)} has a column {name!r} that the contract does not declare"
                     f" (table {self.name})",
                     expected=_some(sorted(declared)),
-                    next_step=f'declare it under [[{self.name}.columns]]; with role = "ignore"'
-                    " if it is not needed",
+                    next_step=f"declare it among the columns of {self.name};"
+                    ' with role = "ignore" if it is not needed',
                 )
-                found.append(Problem(name, error))
+                found.append(Problem(name, error, is_declared=False))
         return found
 
     def _short(self, file: Path) -> str:
@@ -220,7 +228,7 @@ def find_files(folder: Path, table: Table, name: str) -> list[Path]:
             f"no files for the {name} table: {path}",
             expected=f"{table.format} files",
             found=_some(sorted(entry.name for entry in folder.iterdir())) or "an empty folder",
-            next_step=f"correct path under [{name}] in the contract",
+            next_step=f"correct the path of {name} in the contract",
         )
     return files
 

@@ -91,7 +91,8 @@ class _Validation:
                 self.findings.fail(name, WHOLE_TABLE, error)
                 continue
             for problem in problems:
-                self.findings.fail(name, problem.column, problem.error)
+                fail = self.findings.fail if problem.is_declared else self.findings.fail_undeclared
+                fail(name, problem.column, problem.error)
             if not problems:
                 opened[name] = files
         return opened

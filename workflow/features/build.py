@@ -107,7 +107,7 @@ class _Builder:
         if not self.contract.has_publish_time:
             return None
         known = self.videos["publish_time"].fillna(0).to_numpy(np.int64)
-        return np.r_[np.int64(0), known]
+        return np.append(np.int64(0), known)
 
     def _label_prior(self) -> float:
         """Positive share before the test period; it smooths rates of users and videos."""
@@ -143,7 +143,8 @@ class _Builder:
             "users": [self.data / "users.parquet"],
             "videos": [self.data / "videos.parquet"],
         }
-        self.workflows, self.compiled = {}, {}
+        self.workflows: dict[str, Any] = {}
+        self.compiled: dict[str, CompiledTable] = {}
         for name, files in sources.items():
             if not self._inputs(name):
                 continue

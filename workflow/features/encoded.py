@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_LIST_LENGTH = 32
 
 
-def encode_column(values: pd.Series, column: Column) -> npt.NDArray[Any]:
+def encode_column(values: pd.Series[Any], column: Column) -> npt.NDArray[Any]:
     """One encoded feature with a row 0 in front.
 
     Returns:
@@ -31,13 +31,13 @@ def encode_column(values: pd.Series, column: Column) -> npt.NDArray[Any]:
         (row 0 is null), int32 [n + 1, length] padded with 0 for multi-hot.
     """
     if column.kind == "continuous":
-        return np.r_[np.float32(0), values.to_numpy(np.float32)]
+        return np.append(np.float32(0), values.to_numpy(np.float32))
     if column.kind == "categorical":
-        return np.r_[np.int32(NULL), values.to_numpy(np.int32)]
+        return np.append(np.int32(NULL), values.to_numpy(np.int32))
     return pad_lists(values)
 
 
-def pad_lists(values: pd.Series) -> npt.NDArray[np.int32]:
+def pad_lists(values: pd.Series[Any]) -> npt.NDArray[np.int32]:
     """Lists as int32 [n + 1, longest list (at most 32)], 0-padded; row 0 and empty lists are 0."""
     lengths = np.minimum(values.map(len).to_numpy(np.int64), MAX_LIST_LENGTH)
     width = max(1, int(lengths.max(initial=1)))
@@ -49,7 +49,7 @@ def pad_lists(values: pd.Series) -> npt.NDArray[np.int32]:
 
 def index_column(encoded: npt.NDArray[np.int64], padding: int) -> npt.NDArray[np.int32]:
     """Vocabulary index per row with row 0 in front: 2 for the unknown user, 0 for padding."""
-    return np.r_[np.int32(padding), encoded.astype(np.int32)]
+    return np.append(np.int32(padding), encoded.astype(np.int32))
 
 
 USER_ROW_0, VIDEO_ROW_0 = OUT_OF_VOCABULARY, 0
@@ -80,9 +80,12 @@ class FeatureStore:
         return [path for part in parts for path in sorted((self.root / part).glob("*.parquet"))]
 
     def _load(self, folder: str, name: str) -> npt.NDArray[Any]:
-        return np.load(self.root / folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        path = self.root / folder / f"{name}.npy"
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
 
 
 def save_array(path: Path, values: npt.NDArray[Any]) -> None:
+    """Write one .npy file, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, np.ascontiguousarray(values), allow_pickle=False)

@@ -103,7 +103,9 @@ class CompiledColumn:
     def cardinality(self) -> int:
         return FIRST_VALUE + (len(self.values) if self.values is not None else 0)
 
-    def encode(self, raw: npt.NDArray[Any], is_null: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    def encode(
+        self, raw: npt.NDArray[Any], is_null: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.int32]:
         """Indices of raw values; int32, same shape. Unknown values give 2, nulls give 1."""
         assert self.values is not None and self.index is not None
         result = np.full(raw.shape, OUT_OF_VOCABULARY, np.int32)

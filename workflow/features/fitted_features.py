@@ -27,7 +27,9 @@ def fitted_features(
     users = compiled["ids"]["user_row"].cardinality
     videos = compiled["ids"]["video_row"].cardinality
     features = [_id_feature("user_index", "user", users)]
-    features += [_static(c, "user", compiled["users"], folder) for c in contract.features("user_feature")]
+    features += [
+        _static(c, "user", compiled["users"], folder) for c in contract.features("user_feature")
+    ]
     for name, length in (
         ("history", config.history_length),
         ("session_history", config.session_length),

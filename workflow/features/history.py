@@ -109,7 +109,8 @@ class DailyCounts:
         unique, inverse = np.unique(key, return_inverse=True)
         self._keys.append(unique)
         self._events.append(np.bincount(inverse, minlength=len(unique)).astype(np.float64))
-        self._labels.append(np.bincount(inverse, weights=label, minlength=len(unique)))
+        counts = np.bincount(inverse, weights=label, minlength=len(unique))
+        self._labels.append(counts.astype(np.float64))
 
     def finish(self) -> None:
         """Merge what was added; call once before looking anything up."""

@@ -58,7 +58,11 @@ def split_of(events: pd.DataFrame, config: Config, cuts: Cuts) -> npt.NDArray[np
 
 
 def build_samples(
-    events: pd.DataFrame, part: npt.NDArray[np.int8], contract: Contract, config: Config, known: Known
+    events: pd.DataFrame,
+    part: npt.NDArray[np.int8],
+    contract: Contract,
+    config: Config,
+    known: Known,
 ) -> pd.DataFrame:
     """All samples of one partition (sorted by user_row, timestamp), not yet encoded.
 
@@ -67,12 +71,14 @@ def build_samples(
     """
     import pandas as pd
 
-    columns: dict[str, npt.NDArray[np.generic]] = _pointers(events, known.histories, config.features.session_gap_s)
+    columns: dict[str, npt.NDArray[np.generic]] = _pointers(
+        events, known.histories, config.features.session_gap_s
+    )
     columns["part"] = part
     columns["watched"] = events["watched"].to_numpy().astype(np.int8)
     columns |= _user_state(events, known.label_prior)
     columns |= {c.name: events[c.name].to_numpy() for c in contract.features("context")}
-    columns |= time_context(columns["timestamp"])
+    columns |= time_context(events["timestamp"].to_numpy(np.int64))
     columns["label"] = (
         events["label"].to_numpy(np.float32)
         if contract.has_label
@@ -153,12 +159,10 @@ def _with_negatives(samples: pd.DataFrame, num_videos: int, config: Config) -> p
     import pandas as pd
 
     repeats = config.ranker.sampled_negatives
-    negatives = samples.loc[samples.index.repeat(repeats)].copy()
+    negatives = samples.iloc[np.repeat(np.arange(len(samples)), repeats)].copy()
     first_user = int(samples["user_row"].iloc[0]) if len(samples) else 0
     generator = np.random.default_rng((config.seed, first_user))
-    negatives["video_row"] = generator.integers(
-        1, num_videos + 1, len(negatives), dtype=np.int32
-    )
+    negatives["video_row"] = generator.integers(1, num_videos + 1, len(negatives), dtype=np.int32)
     negatives["label"] = np.float32(0)
     negatives["watched"] = np.int8(0)
     if "watch_s" in negatives:

@@ -22,7 +22,7 @@ Group = Literal[
 Kind = Literal["categorical", "multi_hot", "continuous"]
 
 PADDING, NULL, OUT_OF_VOCABULARY, FIRST_VALUE = 0, 1, 2, 3  # Merlin's index convention
-QUERY_GROUPS = ("user", "user_state", "context", "history")
+QUERY_GROUPS: tuple[Group, ...] = ("user", "user_state", "context", "history")
 
 
 class Feature(BaseModel):

@@ -11,6 +11,8 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
+    """What Triton's Python backend loads."""
+
     def initialize(self, args):
         folder = Path(args["model_repository"]) / args["model_version"]
         config = json.loads(args["model_config"])
@@ -56,7 +58,7 @@ def split(outputs, sizes):
     ends = np.cumsum(sizes)
     return [
         {name: values[end - size : end] for name, values in outputs.items()}
-        for size, end in zip(sizes, ends)
+        for size, end in zip(sizes, ends, strict=True)
     ]
 
 

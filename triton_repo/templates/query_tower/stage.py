@@ -23,6 +23,8 @@ def open_session(path):
 
 
 class Stage:
+    """Encodes requests and runs the query tower."""
+
     def __init__(self, folder):
         self.settings = json.loads((folder / "stage.json").read_text())
         self.session = open_session(folder / "tower.onnx")
@@ -33,7 +35,7 @@ class Stage:
         self.layout = self.settings["query_index"]  # [{"name", "from", "at", "length"}]
         self.width = sum(part["length"] for part in self.layout)
         self.vocabulary = {
-            name: dict(zip(table["values"], table["index"]))
+            name: dict(zip(table["values"], table["index"], strict=True))
             for name, table in self.settings["vocabulary"].items()
         }
 

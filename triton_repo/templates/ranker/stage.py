@@ -21,6 +21,8 @@ def open_session(path):
 
 
 class Stage:
+    """Scores candidates with the DLRM and sorts them."""
+
     def __init__(self, folder):
         self.settings = json.loads((folder / "stage.json").read_text())
         self.session = open_session(folder / "ranker.onnx")

@@ -11,6 +11,8 @@ import numpy as np
 
 
 class Stage:
+    """Searches the index and leaves out what was watched."""
+
     def __init__(self, folder):
         settings = json.loads((folder / "stage.json").read_text())
         self.num_candidates = settings["num_candidates"]

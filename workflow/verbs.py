@@ -41,6 +41,7 @@ def finish_run(
 
 
 def report_stages(job: Job, output: Output, entries: Entries, next_step: str) -> None:
+    """What the stages of one verb recorded."""
     output.table(f"Run {job.run}", ["stage", "seconds", "result"], _summary_rows(entries))
     result = {"run": str(job.run), "stages": entries}
     output.finish(result, next_step=next_step)
@@ -57,13 +58,19 @@ def _summary_rows(entries: Entries) -> list[list[str]]:
     ]
 
 
+HEADLINES = (
+    "num_events", "num_users", "num_videos", "num_train", "num_features", "epochs",
+    "valid_recall@100", "valid_auc", "rows_per_s", "kind", "effort", "recall_vs_exact",
+    "num_candidates", "megabytes",
+)  # fmt: skip
+
+
 def _short(summary: dict[str, Any] | None) -> str:
-    """The plain numbers and words of a stage's summary, on one line."""
-    plain = {k: v for k, v in (summary or {}).items() if isinstance(v, int | float | str)}
+    """The headline numbers of a stage's summary, on one line."""
+    shown = {name: summary[name] for name in HEADLINES if name in summary} if summary else {}
     return ", ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
-        for name, value in list(plain.items())[:6]
-        if not name.endswith("timestamp")
+        for name, value in shown.items()
     )
 
 
@@ -80,7 +87,7 @@ def _some_user(job: Job) -> str:
     return user.decode() if isinstance(user, bytes) else str(user)
 
 
-# --- validate --------------------------------------------------------------------------------------
+# --- validate ---------------------------------------------------------------------------
 def report_validation(job: Job, output: Output, *, force: bool) -> None:
     """PASS or FAIL per column; on failure the table still appears, then the error."""
     from workflow.data.findings import columns_of
@@ -104,7 +111,14 @@ def _print_columns(output: Output, columns: list[dict[str, Any]]) -> None:
     if not columns:
         return
     rows = [
-        [c["result"], c["table"], c["column"], c["role"], c["detail"], ", ".join(map(str, c["examples"]))]
+        [
+            c["result"],
+            c["table"],
+            c["column"],
+            c["role"],
+            c["detail"],
+            ", ".join(map(str, c["examples"])),
+        ]
         for c in columns
     ]
     output.table("Contract", ["result", "table", "column", "role", "detail", "examples"], rows)
@@ -115,14 +129,16 @@ def write_draft(folder: Path, to: Path, output: Output, *, force: bool) -> None:
     from workflow.data.init import draft_contract
 
     if to.exists() and not force:
-        raise ConfigError(f"{to} exists", next_step="choose --to FILE, or overwrite it with --force")
+        raise ConfigError(
+            f"{to} exists", next_step="choose --to FILE, or overwrite it with --force"
+        )
     text = draft_contract(folder)
     write_bytes(to, text.encode())
     next_step = f"edit {to}, then: marquee run --contract {to} --source {folder}"
     output.finish({"contract": str(to)}, f"Wrote {to}.", next_step)
 
 
-# --- recommend -------------------------------------------------------------------------------------
+# --- recommend --------------------------------------------------------------------------
 def print_recommendations(
     job: Job,
     output: Output,
@@ -133,10 +149,9 @@ def print_recommendations(
     context: dict[str, str],
     in_process: bool,
 ) -> None:
+    """One user\'s list as a table with titles, or as JSON."""
     with output.stage(f"Recommend for user {user}"):
-        answer = _recommend(
-            job, user, top_k=top_k, at=at, context=context, in_process=in_process
-        )
+        answer = _recommend(job, user, top_k=top_k, at=at, context=context, in_process=in_process)
     _print_items(output, answer)
     output.finish(answer, next_step=f"marquee bench --run {job.run}")
 
@@ -165,8 +180,9 @@ def _print_items(output: Output, answer: dict[str, Any]) -> None:
     output.table(title, ["#", "video_id", "score", "title"], rows)
 
 
-# --- bench and evaluate ----------------------------------------------------------------------------
+# --- bench and evaluate -----------------------------------------------------------------
 def print_benchmark(job: Job, output: Output, concurrencies: list[int], duration_s: float) -> None:
+    """perf_analyzer's table of this run's server."""
     from triton_repo.bench import bench
 
     with output.stage("Benchmark") as report:
@@ -186,6 +202,7 @@ def print_benchmark(job: Job, output: Output, concurrencies: list[int], duration
 
 
 def print_evaluation(job: Job, output: Output) -> None:
+    """Tables of retrieval and ranking metrics beside popularity."""
     result = pipeline.evaluate(job, output)
     names = ["recall@10", "recall@100", "ndcg@10", "coverage@10"]
     for protocol, metrics in result["retrieval"].items():
