@@ -420,6 +420,26 @@ def test_all_failures_are_collected(data: Dataset) -> None:
     assert failed == {("users", "age"), ("events", "user_id"), ("events", "device")}
 
 
+def test_columns_that_were_not_read_are_no_pass(data: Dataset) -> None:
+    data.column("users", "age")["source"] = "years"
+    with pytest.raises(ContractError, match="1 more column failed") as caught:
+        data.validate()
+    assert {
+        (column["column"], column["result"], column["detail"])
+        for column in columns_of(caught.value)
+        if column["table"] == "users"
+    } == {
+        ("user_id", "WARN", "not checked"),
+        ("age", "FAIL", "users.parquet has no column 'years' (table users)"),
+        ("plan", "WARN", "not checked"),
+        (
+            "age",
+            "FAIL",
+            "users.parquet has a column 'age' that the contract does not declare (table users)",
+        ),
+    }
+
+
 def test_a_failure_leaves_earlier_data(data: Dataset) -> None:
     data.validate()
     before = {path: path.read_bytes() for path in data.run.data.rglob("*") if path.is_file()}

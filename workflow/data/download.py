@@ -46,9 +46,8 @@ def download(
             reason, final = str(getattr(error, "reason", error)), False
         except TimeoutError:
             reason, final = f"no answer within {timeout_s:g} s", False
-        finally_failed = final or attempt == ATTEMPTS
         target.unlink(missing_ok=True)
-        if finally_failed:
+        if final or attempt == ATTEMPTS:
             raise DataError(f"cannot download {url}", found=reason, next_step=next_step)
         time.sleep(pause_s * attempt)
     if found != md5:
