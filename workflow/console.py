@@ -10,11 +10,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 # Called by a stage as report(done, total, note); total 0 means "not known".
 Report = Callable[[float, float, str], None]
+
+
+PIPED_WIDTH = 110  # columns of a table that is not shown on a terminal
 
 
 def no_report(done: float, total: float, note: str = "") -> None:
@@ -28,9 +32,17 @@ class Output:
         self.as_json = as_json
         self.words = Console(stderr=True, highlight=False, soft_wrap=True)
         self.results = self.words if as_json else Console(highlight=False, soft_wrap=True)
+        for console in (self.words, self.results):
+            if not console.is_terminal:
+                console.width = PIPED_WIDTH
 
     def say(self, text: str) -> None:
         self.words.print(text)
+
+    def show(self, text: str) -> None:
+        """A line of the result for people; silent with --json."""
+        if not self.as_json:
+            self.results.print(text)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Report]:
@@ -58,7 +70,7 @@ class Output:
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in rows:
-            table.add_row(*(str(cell) for cell in row))
+            table.add_row(*(escape(str(cell)) for cell in row))
         self.results.print(table)
 
     def finish(self, result: dict[str, Any], made: str = "", next_step: str = "") -> None:

@@ -228,15 +228,27 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turn "disk full", "quota" and "read-only" into a StorageError that names the path."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None:
             raise
         free = shutil.disk_usage(_existing(path)).free / 1e6
         raise StorageError(
-            f"cannot write {path}: {os.strerror(error.errno or 0)}",
+            f"cannot write {path}: {reason}",
             found=f"{free:.0f} MB free",
             next_step="free some space or choose another folder with --run",
         ) from error
+
+
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def _refusal(error: Exception) -> str | None:
+    """Why the disk refused, if it did; TensorFlow and FAISS only say so in their message."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in _REFUSALS else None
+    reasons = (os.strerror(number) for number in _REFUSALS)
+    return next((reason for reason in reasons if reason in str(error)), None)
 
 
 def _existing(path: Path) -> Path:

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from workflow import pipeline
 from workflow.console import Output
-from workflow.errors import ConfigError, DataError, MarqueeError
+from workflow.errors import ConfigError, MarqueeError
 from workflow.job import Job
 from workflow.run import read_json, write_bytes
 
@@ -94,7 +96,7 @@ def report_validation(job: Job, output: Output, *, force: bool) -> None:
 
     try:
         entries = pipeline.run_stages(job, output, ("validate",), force=force)
-    except (DataError, MarqueeError) as error:
+    except MarqueeError as error:
         _print_columns(output, columns_of(error))
         raise
     summary = entries[0]["summary"]
@@ -108,20 +110,15 @@ def report_validation(job: Job, output: Output, *, force: bool) -> None:
 
 
 def _print_columns(output: Output, columns: list[dict[str, Any]]) -> None:
-    if not columns:
-        return
-    rows = [
-        [
-            c["result"],
-            c["table"],
-            c["column"],
-            c["role"],
-            c["detail"],
-            ", ".join(map(str, c["examples"])),
-        ]
-        for c in columns
-    ]
-    output.table("Contract", ["result", "table", "column", "role", "detail", "examples"], rows)
+    """One line per column: PASS events.user_id (user_id) detail, examples."""
+    colours = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
+    for column in columns:
+        result = column["result"]
+        words = [f"{column['table']}.{column['column']} ({column['role']})", column["detail"]]
+        if column["examples"]:
+            words.append("e.g. " + ", ".join(map(str, column["examples"])))
+        line = "  ".join(word for word in words if word)
+        output.show(f"[{colours[result]}]{result}[/]  {escape(line)}")
 
 
 def write_draft(folder: Path, to: Path, output: Output, *, force: bool) -> None:
