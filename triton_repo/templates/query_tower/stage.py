@@ -22,6 +22,11 @@ def open_session(path):
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def open_array(path):
+    """A memory-mapped array; as a plain ndarray it is cheaper to index than a memmap."""
+    return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+
+
 class Stage:
     """Encodes requests and runs the query tower."""
 
@@ -31,7 +36,7 @@ class Stage:
         for name in (
             "user_id", "user_index", "user_value", "watched_index", "watched_time", "watched_start",
         ):  # fmt: skip
-            setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+            setattr(self, name, open_array(folder / f"{name}.npy"))
         self.layout = self.settings["query_index"]  # [{"name", "from", "at", "length"}]
         self.width = sum(part["length"] for part in self.layout)
         self.vocabulary = {

@@ -20,6 +20,11 @@ def open_session(path):
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def open_array(path):
+    """A memory-mapped array; as a plain ndarray it is cheaper to index than a memmap."""
+    return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+
+
 class Stage:
     """Scores candidates with the DLRM and sorts them."""
 
@@ -27,10 +32,10 @@ class Stage:
         self.settings = json.loads((folder / "stage.json").read_text())
         self.session = open_session(folder / "ranker.onnx")
         for name in ("video_id", "video_vector", "video_value"):
-            setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+            setattr(self, name, open_array(folder / f"{name}.npy"))
         self.age = self.settings["video_age_days"]  # None, or how to encode a video's age
         if self.age:
-            self.publish_time = np.load(folder / "publish_time.npy", allow_pickle=False)
+            self.publish_time = open_array(folder / "publish_time.npy")
         self.no_id = b"" if self.video_id.dtype.kind == "S" else -1
 
     def check(self, inputs, sizes):

@@ -10,6 +10,11 @@ import faiss
 import numpy as np
 
 
+def open_array(path):
+    """A memory-mapped array; as a plain ndarray it is cheaper to index than a memmap."""
+    return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+
+
 class Stage:
     """Searches the index and leaves out what was watched."""
 
@@ -23,10 +28,8 @@ class Stage:
             self.index.nprobe = settings["effort"]
         if settings["kind"] == "hnsw":
             self.index.hnsw.efSearch = settings["effort"]
-        self.watched_row = np.load(folder / "watched_row.npy", mmap_mode="r", allow_pickle=False)
-        self.watched_start = np.load(
-            folder / "watched_start.npy", mmap_mode="r", allow_pickle=False
-        )
+        self.watched_row = open_array(folder / "watched_row.npy")
+        self.watched_start = open_array(folder / "watched_start.npy")
         self.is_watched = np.zeros(self.index.ntotal + 1, bool)
 
     def check(self, inputs, sizes):
