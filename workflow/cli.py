@@ -80,14 +80,18 @@ def _job(
     overrides: list[str] | None = None,
     source: Path | None = None,
     contract: Path | None = None,
+    create: bool = False,
 ) -> Job:
-    """The settings of an existing run, or of a new one when a dataset or contract is named."""
+    """The settings of an existing run, or of a new one.
+
+    A new run needs a dataset or a contract; with `create`, none means sim.
+    """
     from workflow.schema import load_contract
 
     fresh = dataset is not None or contract is not None
     if not fresh and run is not None and Run(run).config_file.exists():
         return _changed(Job.load(Run(run)), config_file, overrides, source)
-    if not fresh and run is not None:
+    if not fresh and run is not None and not create:
         raise ConfigError(
             f"no run in {run}",
             expected="a folder made by marquee run, or --dataset or --contract for a new one",
@@ -137,7 +141,7 @@ def run(
     """Do everything: validate, features, train, index, export, serve, recommend."""
     from workflow.verbs import finish_run
 
-    job = _job(run, dataset, config, set_, source, contract)
+    job = _job(run, dataset, config, set_, source, contract, create=not resume)
     finish_run(job, Output(json), user=user, top_k=top_k, force=force, resume=resume)
 
 

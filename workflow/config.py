@@ -170,7 +170,11 @@ def parse_config(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"configuration: {first_problem(error)}") from error
+        raise ConfigError(
+            f"configuration: {first_problem(error)}",
+            found=repr(error.errors()[0]["input"])[:100],
+            next_step="correct the option, --set or the --config file",
+        ) from error
 
 
 def _read(file: Path) -> dict[str, Any]:
