@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from triton_repo.server import running_server
 from workflow.errors import ServingError
 from workflow.run import Run
 from workflow.schema import Contract
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def recommend(
@@ -110,17 +107,21 @@ def _plain(value: Any) -> int | str:
 
 def _titles(run: Run, contract: Contract, ids: Any) -> dict[Any, str]:
     """Titles of the given raw ids, as far as the data has them."""
-    import pandas as pd
+    import pyarrow.parquet as pq
 
     column = contract.videos.one("title") if contract.videos else None
     path = run.data / "videos.parquet"
     if column is None or not path.exists() or len(ids) == 0:
         return {}
     wanted = [_plain(video) for video in ids]
-    frame: pd.DataFrame = pd.read_parquet(
+    # Not pandas.read_parquet: it reads through a Python file, and a process that ends right
+    # after such a read may abort in pyarrow's threads (apache/arrow issue 34314).
+    table = pq.read_table(
         path, columns=["video_id", "title"], filters=[("video_id", "in", wanted)]
-    )
-    return dict(zip(frame["video_id"], frame["title"].fillna(""), strict=True))
+    ).to_pydict()
+    return {
+        video: title or "" for video, title in zip(table["video_id"], table["title"], strict=True)
+    }
 
 
 def parse_time(text: str) -> int:
