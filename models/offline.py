@@ -126,7 +126,11 @@ class OfflineRecommender:
         for names in workflows.state_columns(self.contract).values():
             for name in names:
                 frame[name] = age_days if name == "video_age_days" else np.float32(0)
-        return workflows.transform(self.events, frame)[0].reset_index(drop=True)
+        # Categorify fails on a column that is null throughout: one more row has no nulls.
+        context = self.contract.features("context")
+        filled = {c.name: "" if c.dtype == "string" else 0 for c in context}
+        frame = pd.concat([frame, frame[-1:].assign(**filled)], ignore_index=True)
+        return workflows.transform(self.events, frame)[0].iloc[:-1].reset_index(drop=True)
 
     def _candidates(self, vector: Array, samples: dict[str, Array], row: int) -> Array:
         """Rows of the best unwatched candidates; int64 [at most num_candidates]."""
