@@ -63,7 +63,7 @@ path = "clips.parquet"
 columns = [
   { name = "video_id", source = "clip", role = "video_id", dtype = "string" },
   { name = "title", role = "title", dtype = "string" },
-  { name = "publish_time", source = "since", role = "publish_time", dtype = "string", unit = "iso" },
+  { name = "since", role = "publish_time", dtype = "string", unit = "iso" },
   { name = "tags", role = "video_feature", kind = "multi_hot", dtype = "string" },
   { name = "length_s", role = "video_feature", kind = "continuous", dtype = "float32", log = true },
 ]
