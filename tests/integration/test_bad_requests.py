@@ -197,7 +197,7 @@ def test_wrong_shape(sim: Server, shape: tuple[int, ...]) -> None:
 
 
 def test_wrong_names(sim: Server) -> None:
-    sim.refuses(tensor("time", column(sim.time)), match="user_id|inputs")
+    sim.refuses(tensor("time", column(sim.time)), match="at least one output is not set")
     sim.refuses(sim.user_id(), tensor("country", text(b"NL")), match="country")
     sim.refuses(tensor("user", column(1)), match="user")
     sim.refuses(sim.user_id(), tensor("time", column(1, 2)), match="batch|shape")
@@ -256,7 +256,7 @@ def test_ranker_alone(sim: Server, sim_run: Any) -> None:
     is_page(empty, 0, FEWER_THAN_TOP_K)
 
 
-@pytest.mark.parametrize("value", [-1, 10_000, 2**31 - 1])
+@pytest.mark.parametrize("value", [10_000, 2**31 - 1, -(2**31)])
 def test_ranker_with_feature_codes_that_do_not_exist(sim: Server, value: int) -> None:
     query = sim.infer(sim.user_id(), model="query_tower")
     query["query_index"] = np.full_like(query["query_index"], value)
@@ -271,7 +271,7 @@ def test_ranker_with_feature_codes_that_do_not_exist(sim: Server, value: int) ->
 def test_good_and_bad_requests_at_once(sim: Server) -> None:
     """Triton joins them into batches: with and without optional inputs, refused or not."""
     good: list[Callable[[], Any]] = [
-        lambda: sim.ask(),
+        sim.ask,
         lambda: sim.ask(device=text(b"tv")),
         lambda: sim.ask(0, top_k=column(5, dtype=np.int32)),
         lambda: sim.ask(sim.user, 0, device=text(b"phone", b"")),

@@ -1,8 +1,8 @@
 """Served equals offline: NVTabular, TensorFlow and FAISS against the ensemble over gRPC.
 
 500 requests (120 on the further runs): known users, unknown users, users without history, null
-and unknown context, past and present times. The order of two videos may differ only where the offline scores
-of exactly those two differ by less than 1e-6.
+and unknown context, past and present times. The order of two videos may differ only where the
+offline scores of exactly those two differ by less than 1e-6.
 """
 
 from __future__ import annotations
