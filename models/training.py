@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,7 @@ import tensorflow as tf
 from models.inputs import FeatureTables
 from workflow.config import Config
 from workflow.console import Report
-from workflow.errors import TrainingError
+from workflow.errors import MissingArtifactError, TrainingError
 from workflow.features.encoded import FeatureStore
 from workflow.run import storage_errors, write_json
 
@@ -171,7 +173,19 @@ def save_weights(model: Any, path: Path) -> None:
 
 
 def load_weights(model: Any, path: Path) -> None:
-    """Put back what `save_weights` wrote into a model that has been built the same way."""
-    with np.load(path, allow_pickle=False) as arrays:
-        values: Iterable[Any] = [arrays[name] for name in sorted(arrays.files)]
+    """Put back what `save_weights` wrote into a model that has been built the same way.
+
+    Raises:
+        MissingArtifactError: the file is damaged, or the model has other shapes.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            values: Iterable[Any] = [arrays[name] for name in sorted(arrays.files)]
         model.set_weights(list(values))
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise MissingArtifactError(
+            f"{path} is damaged or of another model",
+            expected=f"{len(model.weights)} weights",
+            found=str(error),
+            next_step=f"marquee train --run {path.parents[2]} --force",
+        ) from error

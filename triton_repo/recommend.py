@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,8 @@ from triton_repo.server import running_server
 from workflow.errors import ServingError
 from workflow.run import Run
 from workflow.schema import Contract
+
+_END_OF_9999 = 253_402_300_799
 
 
 def recommend(
@@ -68,7 +71,8 @@ def _in_process(
     dtypes = {column.name: column.dtype for column in contract.features("context")}
     typed = {name: _cast(value, dtypes[name], name) for name, value in context.items()}
     user = _cast(user_id, contract.id_column("user_id").dtype, "user_id")
-    tensors = as_tensors(user, top_k=top_k, time=at, context=typed)
+    count = _within(top_k, np.int32, "top_k")
+    tensors = as_tensors(user, top_k=count, time=at, context=typed)
     try:
         answer = LocalPipeline(run).infer(tensors)
     except ValueError as error:
@@ -90,9 +94,16 @@ def _cast(value: str, dtype: str, name: str) -> int | bytes:
     if dtype == "string":
         return value.encode()
     try:
-        return int(value)
+        return _within(int(value), np.int64, name)
     except ValueError:
         raise ServingError(f"{name} {value!r} is not a number", expected="an integer id") from None
+
+
+def _within(value: int, dtype: Any, name: str) -> int:
+    limits = np.iinfo(dtype)
+    if not limits.min <= value <= limits.max:
+        raise ServingError(f"{name} {value} does not fit", expected=f"{limits.min} to {limits.max}")
+    return value
 
 
 def _typed(contract: Contract, role: Any, value: str) -> int | str:
@@ -128,17 +139,19 @@ def parse_time(text: str) -> int:
     """Unix seconds from "now", seconds, or an ISO date and time (UTC unless it says otherwise)."""
     if text == "now":
         return int(clock.time())
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+    seconds = _parse_seconds(text)
+    if seconds is None or not 0 <= seconds <= _END_OF_9999:
         raise ServingError(
             f"time {text!r} is not understood",
             expected='"now", unix seconds or 2026-01-31T20:00:00',
-        ) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp())
+        )
+    return seconds
+
+
+def _parse_seconds(text: str) -> int | None:
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ValueError, OverflowError):
+        moment = datetime.fromisoformat(text)
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    return None

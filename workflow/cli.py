@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -62,15 +63,31 @@ AtOption = Annotated[
 
 
 def main() -> None:
-    """Entry point: an error of ours is one line and exit status 1, Ctrl-C is 130."""
+    """Entry point: an error is one line and exit status 1, Ctrl-C is 130."""
     try:
         app(standalone_mode=True)
     except MarqueeError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("Stopped. Finished stages are kept: marquee run --resume\n")
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == 130:  # Typer's answer to Ctrl-C, silent by itself
+            sys.stderr.write("Stopped. Finished stages are kept: marquee run --resume\n")
+        raise
+    except Exception as error:
+        if os.environ.get("MARQUEE_TRACEBACK"):
+            raise
+        sys.stderr.write(f"{_unexpected(error)}\n")
+        raise SystemExit(1) from None
+
+
+def _unexpected(error: Exception) -> MarqueeError:
+    """What nobody foresaw: mostly a damaged file of the run."""
+    message = " ".join(str(error).split())[:300]
+    return MarqueeError(
+        f"{type(error).__name__}: {message}",
+        next_step="if a file of the run is damaged, make it again with --force; "
+        "MARQUEE_TRACEBACK=1 shows where it happened",
+    )
 
 
 def _job(

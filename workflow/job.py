@@ -15,7 +15,7 @@ from typing import Any
 from workflow.config import Config, parse_config
 from workflow.console import Output, Report
 from workflow.errors import ConfigError, MissingArtifactError
-from workflow.run import Run, content_key, read_json, write_json
+from workflow.run import Run, content_key, read_json, write_bytes, write_json
 from workflow.schema import Contract
 
 STAGE_FORMAT = 1  # raise it when a stage's output changes without its settings changing
@@ -184,6 +184,24 @@ def locked(run: Run) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextmanager
+def saved_settings(job: Job) -> Iterator[None]:
+    """Remember the settings; those that led to an error at once give way to the earlier ones."""
+    files = (job.run.config_file, job.run.manifest_file)
+    before, done = (_bytes(file) for file in files)
+    job.save()
+    try:
+        yield
+    except Exception:
+        if before is not None and _bytes(job.run.manifest_file) == done:
+            write_bytes(job.run.config_file, before)
+        raise
+
+
+def _bytes(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
 
 
 def save_contract(run: Run, contract: Contract) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow.console import Output, Report
-from workflow.job import Job, Stage, carry_out, locked, save_contract
+from workflow.job import Job, Stage, carry_out, locked, save_contract, saved_settings
 from workflow.run import Run
 
 SERVING_CODE = Path(__file__).parent.parent / "triton_repo"
@@ -106,8 +106,7 @@ def run_stages(
     job: Job, output: Output, names: tuple[str, ...], *, force: bool = False, resume: bool = False
 ) -> list[dict[str, Any]]:
     """Carry out the named stages in pipeline order; one entry per stage."""
-    with locked(job.run):
-        job.save()
+    with locked(job.run), saved_settings(job):
         return [
             carry_out(stage, job, output, force=force, resume=resume)
             for stage in STAGES

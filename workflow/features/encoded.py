@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from workflow.errors import MissingArtifactError
 from workflow.features.history import Histories
 from workflow.features.spec import NULL, OUT_OF_VOCABULARY
 from workflow.run import Run
@@ -81,7 +82,14 @@ class FeatureStore:
 
     def _load(self, folder: str, name: str) -> npt.NDArray[Any]:
         path = self.root / folder / f"{name}.npy"
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        try:
+            array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, FileNotFoundError) as error:
+            raise MissingArtifactError(
+                f"{path} is damaged or missing",
+                found=str(error),
+                next_step=f"marquee features --run {self.root.parent} --force",
+            ) from error
         return array
 
 
