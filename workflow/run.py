@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -240,13 +241,15 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def _refusal(error: Exception) -> str | None:
     """Why the disk refused, if it did; TensorFlow and FAISS only say so in their message."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno) if error.errno in _REFUSALS else None
+    if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+        return os.strerror(errno.ENOSPC)  # how numpy reports a write that was cut short
     reasons = (os.strerror(number) for number in _REFUSALS)
     return next((reason for reason in reasons if reason in str(error)), None)
 
