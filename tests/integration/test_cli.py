@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 STAGES = ["validate", "features", "train_retriever", "train_ranker", "index", "export"]
-PIPELINE = Path(__file__).parents[2]
+ML_CONTRACT = Path(__file__).parents[2] / "workflow" / "configs" / "examples" / "ml-100k.toml"
 
 
 # --- shapes --------------------------------------------------------------------------------------
@@ -139,9 +139,9 @@ def copied(sim_run: Any, tmp_path: Path) -> Path:
     return folder
 
 
+ASK = ["recommend", "--run", "{run}", "--in-process"]
 BAD_CALLS = {
     "unknown run": (["evaluate", "--run", "{tmp}/none"], "none"),
-    "unknown run, run": (["run", "--run", "{tmp}/none"], "--dataset"),
     "unknown dataset": (["run", "--run", "{tmp}/r", "--dataset", "netflix"], "sim"),
     "unknown key": (["features", "--run", "{run}", "--set", "features.colour=1"], "colour"),
     "bad value": (["features", "--run", "{run}", "--set", "seed=red"], "seed"),
@@ -149,17 +149,21 @@ BAD_CALLS = {
     "out of range": (["index", "--run", "{run}", "--set", "index.target_recall=2"], "recall"),
     "no contract": (["run", "--run", "{tmp}/r", "--source", "{tmp}", "--contract", "{tmp}/c"], "c"),
     "no contract, old run": (["run", "--run", "{run}", "--contract", "{tmp}/c.toml"], "--source"),
-    "no source": (["run", "--run", "{run}", "--dataset", "movielens-1m", "--source", "/x"], "/x"),
+    "no source": (["run", "--run", "{run}", "--contract", ML_CONTRACT, "--source", "/x"], "/x"),
     "no config": (["run", "--run", "{run}", "--dataset", "sim", "--config", "{tmp}/c"], "c"),
     "no model": (["train", "--run", "{run}", "--model", "bert"], "retriever, ranker or both"),
     "no user number": (["recommend", "--run", "{run}", "--user", "me", "--in-process"], "me"),
     "no context": (["recommend", "--run", "{run}", "--user", "1", "--colour", "red"], "device"),
     "half an option": (["recommend", "--run", "{run}", "--user", "1", "--device"], "--device"),
-    "top_k 0": (["recommend", "--run", "{run}", "--user", "1", "--top-k", "0", "--in-process"], "at least 1"),
-    "negative": (["recommend", "--run", "{run}", "--user", "1", "--top-k", "-3", "--in-process"], "at least 1"),
-    "huge id": (["recommend", "--run", "{run}", "--user", "9" * 30, "--in-process"], "999"),
-    "huge top_k": (["recommend", "--run", "{run}", "--user", "1", "--top-k", "9" * 12, "--in-process"], "999"),
-    "huge time": (["recommend", "--run", "{run}", "--user", "1", "--at", "9" * 25, "--in-process"], "999"),
+    "top_k 0": ([*ASK, "--user", "1", "--top-k", "0"], "at least 1"),
+    "negative top_k": ([*ASK, "--user", "1", "--top-k", "-3"], "at least 1"),
+    "huge top_k": ([*ASK, "--user", "1", "--top-k", "9" * 12], "999"),
+    "huge id": ([*ASK, "--user", "9" * 30], "999"),
+    "huge time": ([*ASK, "--user", "1", "--at", "9" * 25], "999"),
+    "before 1970": ([*ASK, "--user", "1", "--at", "1960-01-01"], "1960"),
+    "nothing to recommend from": (["recommend", "--run", "{tmp}/none", "--user", "1"], "none"),
+    "nothing to serve": (["serve", "--run", "{tmp}/none"], "none"),
+    "nothing to bench": (["bench", "--run", "{tmp}/none"], "none"),
     "concurrency 0": (["bench", "--run", "{run}", "-c", "0"], "concurrency"),
 }  # fmt: skip
 
@@ -167,7 +171,7 @@ BAD_CALLS = {
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_bad_call(marquee: Any, sim_run: Any, tmp_path: Path, contents: Any, name: str) -> None:
     words, part = BAD_CALLS[name]
-    filled = [word.format(tmp=tmp_path, run=sim_run.folder) for word in words]
+    filled = [str(word).format(tmp=tmp_path, run=sim_run.folder) for word in words]
     before = contents(sim_run.folder)
     result = marquee(*filled, "--json")
     assert part in result.error
@@ -301,6 +305,7 @@ def test_full_disk(
     done = subprocess.run(
         [sys.executable, "-c", VERBS, text],
         capture_output=True,
+        check=False,
         text=True,
         timeout=240,
         preexec_fn=_limit_files if small_disk is None else None,
@@ -312,7 +317,7 @@ def test_full_disk(
         assert str(run) in line and "Next:" in line
     assert done.stdout == "" and "Traceback" not in done.stderr
     assert contents(run) == before
-    assert leftovers(run) == []
+    assert [name for name in leftovers(run) if not name.startswith("checkpoints")] == []
 
 
 # --- Ctrl-C --------------------------------------------------------------------------------------
@@ -326,7 +331,7 @@ def test_ctrl_c(
     conditions = {
         "start": lambda: (copied / ".lock").read_text() == str(process.pid),
         "features": lambda: any(copied.glob(".features.tmp-*/*")),
-        "training": lambda: (copied / "checkpoints" / "retriever" / "key.json").exists(),
+        "training": (copied / "checkpoints" / "retriever" / "key.json").exists,
     }
     wait_for(conditions[moment], process)
     time.sleep(1.0 if moment == "training" else 0)
@@ -334,6 +339,4 @@ def test_ctrl_c(
     result = marquee.finish(process, 60)
     assert result.status == 130
     assert result.error.startswith("Stopped.")
-    after = contents(copied)
-    assert {name: after.get(name) for name in before} == before
-    assert {name.partition("/")[0] for name in set(after) - set(before)} <= {"checkpoints"}
+    assert contents(copied) == before

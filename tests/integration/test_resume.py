@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -121,7 +120,7 @@ def test_what_is_served_is_as_good(killed: Any, sim_run: Any) -> None:
     ours, theirs = result["recommendations"], sim_run.result["recommendations"]
     assert ours["user_id"] == theirs["user_id"] and ours["status"] == theirs["status"] == "ok"
     scores = [item["score"] for item in ours["items"]]
-    assert scores == sorted(scores, reverse=True) and all(0 < score for score in scores)
+    assert scores == sorted(scores, reverse=True) and all(score > 0 for score in scores)
 
 
 def test_without_resume_after_a_kill(
@@ -154,7 +153,7 @@ def test_a_temporary_folder_of_a_killed_process_is_cleared(
     """Killed between the two renames: the old folder comes back, or is removed."""
     run = tmp_path / "run"
     shutil.copytree(sim_run.folder, run, ignore=shutil.ignore_patterns("endpoint.json", "logs"))
-    os.rename(run / "model_repository", run / ".model_repository.old-99999")
+    (run / "model_repository").rename(run / ".model_repository.old-99999")
     (run / ".model_repository.tmp-99999").mkdir()
     started = time.monotonic()
     [stage] = marquee.json("export", "--run", run)["stages"]
