@@ -172,7 +172,7 @@ class _Builder:
             (self.folder / part).mkdir()
             for path in self._raw(part):
                 raw = pd.read_parquet(path)
-                [frame] = tables.transform(self.workflows["events"], [path])
+                frame = _joined(tables.transform(self.workflows["events"], [path]))
                 total += len(raw)
                 self._sample_frame(raw, frame).to_parquet(
                     self.folder / part / path.name, index=False
@@ -220,10 +220,8 @@ class _Builder:
         columns = self.contract.features(role)
         if not columns:
             return
-        import pandas as pd
-
         path = self.data / f"{name}.parquet"
-        result = pd.concat(tables.transform(self.workflows[name], [path]), ignore_index=True)
+        result = _joined(tables.transform(self.workflows[name], [path]))
         assert len(result) == len(frame)
         for column in columns:
             self._save(name, column.name, encoded.encode_column(result[column.name], column))
@@ -272,3 +270,10 @@ class _Builder:
             test_from=self.cuts.test_from,
             last_event=self.last_event,
         )
+
+
+def _joined(partitions: list[pd.DataFrame]) -> pd.DataFrame:
+    """One frame; a file of many row groups is transformed in several partitions."""
+    import pandas as pd
+
+    return pd.concat(partitions, ignore_index=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from workflow.config import FeatureConfig
+from workflow.errors import DataError
 from workflow.schema import Column, Contract
 
 if TYPE_CHECKING:
@@ -97,14 +98,80 @@ def _sum(nodes: list[Any]) -> Any:
 
 
 def fit(workflow: nvt.Workflow, data: pd.DataFrame | list[Path]) -> nvt.Workflow:
-    """Fit on a frame or, out of core, on Parquet files (one Dask partition per row group)."""
-    return workflow.fit(_dataset(data))
+    """Fit on a frame or, out of core, on Parquet files (one Dask partition per row group).
+
+    Raises:
+        DataError: a column has no value at all.
+    """
+    workflow.executor.transform = _nothing_to_sample
+    try:
+        workflow.fit(_dataset(data))
+    except FileNotFoundError:  # Categorify looks for the vocabulary of a column without values
+        _finish_fit(workflow)
+        raise
+    finally:
+        del workflow.executor.transform
+    _finish_fit(workflow)
+    return workflow
+
+
+def _finish_fit(workflow: nvt.Workflow) -> None:
+    """Refuse columns without any value; round medians to float32.
+
+    A median that float32 cannot hold would turn partitions with nulls into float64.
+    """
+    from merlin.dag import postorder_iter_nodes
+
+    for node in postorder_iter_nodes(workflow.output_node):
+        for name, path in getattr(node.op, "categories", {}).items():
+            _check_fitted(name, Path(path).exists())
+        medians = getattr(node.op, "medians", {})
+        for name, median in medians.items():
+            _check_fitted(name, not np.isnan(median))
+            medians[name] = float(np.float32(median))
+
+
+def _nothing_to_sample(frame: Any, *_: Any, **__: Any) -> Any:
+    """Instead of the sample that Workflow.fit transforms at its end to learn output dtypes.
+
+    It fails where a column is null throughout the first partition; all our operators know their
+    dtypes.
+    """
+    return frame
+
+
+def _check_fitted(name: str, has_value: bool) -> None:
+    if not has_value:
+        raise DataError(
+            f"column {name} has no value",
+            expected="at least one value that is not null",
+            next_step=f'give {name} the role "ignore" in the contract',
+        )
 
 
 def transform(workflow: nvt.Workflow, data: pd.DataFrame | list[Path]) -> list[pd.DataFrame]:
     """Transformed partitions, computed one at a time by the caller's iteration order."""
-    frame = workflow.transform(_dataset(data)).to_ddf()
-    return [_to_pandas(part.compute(scheduler="synchronous")) for part in frame.partitions]
+    from merlin.dag.executors import LocalExecutor
+
+    dataset = _dataset(data)
+    if not workflow.graph.output_schema:
+        workflow.graph.construct_schema(dataset.schema)
+    results = []
+    for part in dataset.to_ddf(columns=workflow._input_columns()).partitions:
+        frame = _with_values(part.compute(scheduler="synchronous"))
+        encoded = LocalExecutor().transform(frame, workflow.output_node, workflow.output_dtypes)
+        results.append(_to_pandas(encoded[:-1]))
+    return results
+
+
+def _with_values(frame: Any) -> Any:
+    """One more row without nulls: Categorify fails on a partition whose column has no value."""
+    from merlin.core.dispatch import concat
+
+    last = frame[-1:].copy()
+    for name in last.columns:
+        last[name] = last[name].fillna("" if last[name].dtype.kind == "O" else 0)
+    return concat([frame, last], ignore_index=True)
 
 
 def _to_pandas(frame: Any) -> pd.DataFrame:
