@@ -181,7 +181,12 @@ def replaced_folder(target: Path) -> Iterator[Path]:
             old = target.with_name(f".{target.name}.old-{os.getpid()}")
             if target.exists():
                 target.rename(old)
-            temporary.rename(target)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
             _sync(target.parent)
             shutil.rmtree(old, ignore_errors=True)
         finally:
