@@ -75,9 +75,8 @@ def _strings(array: pa.Array, column: Column, place: Place) -> pa.Array:
         return pa.nulls(len(array), pa.string())
     if not pa.types.is_string(array.type):
         raise wrong_type(column, str(array.type), place)
-    if place.is_text:
-        return pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array)
-    return array
+    # A request cannot tell empty text from no value, so the log may not either.
+    return pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array)
 
 
 def _lists(array: pa.Array, column: Column, place: Place) -> pa.Array:
