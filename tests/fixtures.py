@@ -1,4 +1,4 @@
-"""Small contracts and canonical tables, made in memory, for tests of features, models and export."""
+"""Small contracts and canonical tables for tests of features, models and export."""
 
 from __future__ import annotations
 

@@ -1,0 +1,101 @@
+"""Samples: time context, video age, and what negatives share with their watch."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fixtures import DAY, START, make_config, make_contract, make_tables
+from workflow.features.history import DailyCounts, Histories, session_starts
+from workflow.features.samples import (
+    Cuts,
+    Known,
+    build_samples,
+    split_of,
+    time_context,
+    video_age_days,
+)
+from workflow.features.split import TRAIN, UNUSED
+
+
+@given(st.lists(st.integers(0, 4_000_000_000), min_size=1, max_size=20))
+def test_time_context(moments: list[int]) -> None:
+    got = time_context(np.array(moments, np.int64))
+    clock = [datetime.fromtimestamp(moment, UTC) for moment in moments]
+    assert got["hour"].tolist() == [moment.hour for moment in clock]
+    assert got["weekday"].tolist() == [moment.weekday() for moment in clock]
+
+
+def test_video_age() -> None:
+    published = np.array([0, START, START + DAY, START - 3 * DAY // 2])
+    got = video_age_days(published, np.full(4, START, np.int64))
+    assert got.dtype == np.float32
+    assert np.isnan(got[0]) and got[1:].tolist() == [0.0, 0.0, 1.5]  # not yet out: age 0
+
+
+def known(events: pd.DataFrame, num_users: int, num_videos: int) -> Known:
+    watched = events[events["watched"]]
+    user, time = watched["user_row"].to_numpy(), watched["timestamp"].to_numpy()
+    start = np.searchsorted(user, np.arange(num_users + 2)).astype(np.int64)
+    video = watched["video_row"].to_numpy()
+    histories = Histories(video, time, start, session_starts(user, time, 1800))
+    daily = DailyCounts(num_videos)
+    daily.add(events["video_row"].to_numpy(), events["timestamp"].to_numpy(), np.ones(len(events)))
+    daily.finish()
+    return Known(histories, daily, num_videos, None, 0.5)
+
+
+@pytest.mark.parametrize("negatives", [1, 4])
+def test_negatives(negatives: int) -> None:
+    contract = make_contract(label=False, publish_time=False)
+    config = make_config(ranker={"sampled_negatives": negatives})
+    tables = make_tables(num_users=10, num_videos=50, num_events=300)
+    events = tables.events.drop(columns="label").assign(watched=True)
+    part = np.zeros(300, np.int8)
+    lookup = known(events, 10, 50)
+    samples = build_samples(events, part, contract, config, lookup)
+    watches, drawn = samples.iloc[:300], samples.iloc[300:]
+    assert len(drawn) == 300 * negatives
+    assert (watches["label"] == 1).all() and (watches["watched"] == 1).all()
+    assert (drawn["label"] == 0).all() and (drawn["watched"] == 0).all()
+    assert drawn["watch_s"].isna().all() and watches["watch_s"].notna().any()
+    assert drawn["video_row"].between(1, 50).all() and drawn["video_row"].nunique() == 50
+    assert watches["video_row"].tolist() == events["video_row"].tolist()
+    same = ["user_row", "timestamp", "history_end", "session_start", "user_event_count", "hour"]
+    repeated = watches[same].iloc[np.repeat(np.arange(300), negatives)]
+    np.testing.assert_array_equal(drawn[same].to_numpy(), repeated.to_numpy())
+    # A negative's numbers are its own video's, not those of the watch it was drawn for.
+    counts, _ = lookup.daily.before(
+        drawn["video_row"].to_numpy(np.int64), drawn["timestamp"].to_numpy(np.int64)
+    )
+    assert drawn["video_event_count"].tolist() == counts.tolist()
+    again = build_samples(events, part, contract, config, lookup)
+    pd.testing.assert_frame_equal(samples, again)
+    other = build_samples(events, part, contract, make_config(seed=8), lookup)
+    assert other["video_row"].iloc[300:].tolist() != samples["video_row"].iloc[300:600].tolist()
+
+
+def test_unused_events_are_left_out() -> None:
+    contract = make_contract(publish_time=False)
+    tables = make_tables(num_users=10, num_videos=50, num_events=300)
+    part = np.full(300, TRAIN, np.int8)
+    part[::3] = UNUSED
+    lookup = known(tables.events, 10, 50)
+    samples = build_samples(tables.events, part, contract, make_config(), lookup)
+    kept = tables.events[part != UNUSED]
+    assert samples["timestamp"].tolist() == kept["timestamp"].tolist()
+
+
+def test_split_of_follows_the_protocol() -> None:
+    events = make_tables(num_events=200).events
+    middle = START + 5 * DAY
+    part = split_of(events, make_config(), Cuts(middle, middle + DAY))
+    times = events["timestamp"].to_numpy()
+    assert part.tolist() == [int(t >= middle) + int(t >= middle + DAY) for t in times]
+    out = split_of(events, make_config(split={"protocol": "leave_last_out"}), Cuts(0, 0))
+    assert (out == 2).sum() == (out == 1).sum() > 10

@@ -1,0 +1,167 @@
+"""ONNX graphs built from weights answer as TensorFlow does, for several mixes of features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import models.compat  # noqa: F401
+
+import numpy as np
+import onnxruntime
+import pytest
+import tensorflow as tf
+
+from models.inputs import FeatureTables
+from models.ranker import build_ranker, predict
+from models.retriever import build_two_tower
+from models.weights import fold_videos, ranker_weights, tower_weights
+from tests.fixtures import make_config, make_contract, make_tables, write_run
+from triton_repo.export import _slots
+from triton_repo.graph import RankerLayout, query_tower_graph, ranker_graph
+from workflow.features.build import build_features
+from workflow.features.encoded import FeatureStore
+from workflow.features.spec import QUERY_GROUPS, FeatureSpec
+
+MIXES: dict[str, dict[str, bool]] = {
+    "everything": {},
+    "no context": {"context": False},
+    "no lists": {"lists": False},
+    "no watch time": {"watch_time": False},
+    "no publish time": {"publish_time": False},
+    "no numbers": {"numbers": False},
+    "only watches": {
+        "label": False, "watch_time": False, "context": False, "lists": False,
+        "publish_time": False, "numbers": False,
+    },
+}  # fmt: skip
+NUM_USERS, NUM_VIDEOS = 30, 20
+
+
+@pytest.fixture(scope="module", params=MIXES, ids=str)
+def tables(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    contract = make_contract(**MIXES[request.param])
+    run = write_run(tmp_path_factory.mktemp("mix") / "run", contract, make_tables(num_events=300))
+    build_features(run, make_config(), contract)
+    store = FeatureStore(run)
+    return FeatureTables(store, FeatureSpec.load(store.root / "spec.json")), store
+
+
+def shaken(model: Any) -> Any:
+    """Random weights everywhere: fresh biases are zero and would hide a missing one."""
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, 0.4, w.shape).astype(w.dtype) for w in model.get_weights()])
+    return model
+
+
+def random_samples(spec: FeatureSpec, store: FeatureStore, count: int = 16) -> dict[str, Any]:
+    """Requests of any user at any point of their history, the unknown user among them."""
+    rng = np.random.default_rng(1)
+    histories = store.histories()
+    user = np.r_[0, 0, rng.integers(1, NUM_USERS + 1, count - 2)].astype(np.int32)
+    start, stop = histories.start[user], histories.start[user + 1]
+    end = rng.integers(start, stop + 1)
+    samples: dict[str, Any] = {
+        "user_row": user,
+        "video_row": rng.integers(1, NUM_VIDEOS + 1, count).astype(np.int32),
+        "history_end": end,
+        "session_start": rng.integers(np.minimum(start, end), end + 1),
+    }
+    for feature in spec.of_group("context", "user_state", "video_state", "cross"):
+        if feature.kind == "continuous":
+            samples[feature.name] = rng.normal(size=count).astype(np.float32)
+        else:
+            samples[feature.name] = rng.integers(1, feature.cardinality, count).astype(np.int32)
+    return samples
+
+
+def packed(tables: FeatureTables, features: Any, samples: dict[str, Any]) -> dict[str, Any]:
+    """The query's part as serving packs it: one row of indices and one of numbers."""
+    looked_up = tables._pick(features, {k: tf.constant(v) for k, v in samples.items()})
+    index = [looked_up[f.name].numpy() for f in features if f.kind != "continuous"]
+    value = [looked_up[f.name].numpy() for f in features if f.kind == "continuous"]
+    return {
+        "query_index": np.concatenate(index, axis=1).astype(np.int32),
+        "query_value": np.concatenate(value, axis=1).astype(np.float32),
+    }
+
+
+def answer(graph: bytes, inputs: dict[str, Any]) -> Any:
+    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(
+        None, inputs
+    )[0]
+
+
+def test_query_tower(tables: Any) -> None:
+    lookup, store = tables
+    spec = lookup.spec
+    model = shaken(build_two_tower(lookup, make_config()))
+    features = spec.of_group(*QUERY_GROUPS)
+    slots = _slots(tuple(f for f in features if f.kind != "continuous"))
+    values = tuple(f.name for f in features if f.kind == "continuous")
+    graph = query_tower_graph(tower_weights(model.query_tower, spec.query()), slots, values)
+    samples = random_samples(spec, store)
+    expected = model.query(lookup.query({k: tf.constant(v) for k, v in samples.items()})).numpy()
+    got = answer(graph, packed(lookup, features, samples))
+    assert got.shape == expected.shape and got.std(axis=0).min() > 0.01
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_ranker(tables: Any) -> None:
+    """Every request against several candidates, as TensorFlow scores each pair alone."""
+    lookup, store = tables
+    spec = lookup.spec
+    config = make_config(ranker={"positive_power": 0.7, "watch_power": 0.4})
+    model = shaken(build_ranker(lookup, config))
+    if spec.has_watch_time:
+        kernel, bias = model.watch_head.get_weights()
+        model.watch_head.set_weights(
+            [kernel, bias + 3]
+        )  # mostly above zero, where ReLU is not flat
+    weights = ranker_weights(model, spec.features)
+    query = spec.of_group(*QUERY_GROUPS)
+    video = spec.of_group("video", "video_state")
+    fields = [f.name for f in video if f.kind != "continuous"]
+    numbers = [f.name for f in video if f.kind == "continuous"]
+    cross = [f.name for f in spec.of_group("cross")]
+    layout = RankerLayout(
+        _slots(tuple(f for f in query if f.kind != "continuous")),
+        tuple(f.name for f in query if f.kind == "continuous"),
+        tuple(fields),
+        (*numbers, *cross),
+    )
+    graph = ranker_graph(weights, layout)
+    samples = random_samples(spec, store)
+    rng = np.random.default_rng(2)
+    candidates = rng.integers(1, NUM_VIDEOS + 1, (len(samples["user_row"]), 5)).astype(np.int32)
+    age = rng.normal(size=candidates.shape).astype(np.float32)
+    vectors = fold_videos(weights.tables, {name: store.video(name) for name in fields}, batch=7)
+    stacked = [np.asarray(store.video(name), np.float32)[candidates] for name in numbers]
+    stacked += [age] * len(cross)
+    inputs = packed(lookup, query, samples) | {
+        "video_vector": vectors[candidates].astype(np.float32),
+        "video_value": np.stack(stacked, axis=2),
+    }
+    got = answer(graph, inputs)
+    assert got.shape == candidates.shape and got.std() > 0.01
+    for k in range(candidates.shape[1]):
+        batch = samples | {"video_row": candidates[:, k]}
+        for feature in spec.of_group("video_state"):
+            batch[feature.name] = store.video(feature.name)[candidates[:, k]]
+        if cross:
+            batch["video_age_days"] = age[:, k]
+        expected = predict(model, lookup, {n: tf.constant(v) for n, v in batch.items()})["score"]
+        np.testing.assert_allclose(got[:, k], expected.numpy(), atol=1e-5)
+
+
+def test_fold_videos() -> None:
+    """Lists give the mean of their entries, empty ones zeros, in any batch size."""
+    table = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    lists = np.array([[0, 0], [3, 0], [4, 5], [5, 5]], np.int32)
+    scalars = np.array([1, 2, 3, 4], np.int32)
+    for batch in (1, 3, 100):
+        got = fold_videos({"a": table, "b": table}, {"a": lists, "b": scalars}, batch)
+        assert got.shape == (4, 2, 3)
+        np.testing.assert_allclose(got[0, 0], 0)
+        np.testing.assert_allclose(got[1, 0], table[3])
+        np.testing.assert_allclose(got[2, 0], (table[4] + table[5]) / 2, rtol=1e-6)
+        np.testing.assert_array_equal(got[:, 1], table[scalars])
