@@ -22,6 +22,7 @@ install-dev: ## Add what tests, linters and notebooks need
 
 demo: install ## Simulated data to recommendations from Triton, in one run
 	$(BIN)/marquee run --dataset sim
+	@echo "To type marquee without its folder: . .venv/bin/activate"
 
 test: lint pytest ## Linters and all tests
 

@@ -19,6 +19,7 @@ from models.two_tower import candidate_vectors, query_vectors
 from workflow.config import Config
 from workflow.features.encoded import FeatureStore
 from workflow.features.spec import FeatureSpec
+from workflow.frames import read_frame
 from workflow.run import Run
 
 DAYS_30_S = 30 * 86_400
@@ -60,7 +61,7 @@ def _watch_counts(
 ) -> npt.NDArray[np.float32]:
     files = store.samples("train", "valid")
     columns = ["video_row", "timestamp", "watched"]
-    frame = pd.concat([pd.read_parquet(path, columns=columns) for path in files])
+    frame = pd.concat([read_frame(path, columns=columns) for path in files])
     frame = frame[frame["watched"] == 1]
     if recent_only:
         frame = frame[frame["timestamp"] > frame["timestamp"].max() - DAYS_30_S]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from models.metrics import Lists
 from workflow.features.encoded import FeatureStore
+from workflow.frames import read_frame
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def held_out_queries(store: FeatureStore, part: str, columns: list[str]) -> Quer
     names = [
         *dict.fromkeys([*columns, "user_row", "video_row", "timestamp", "history_end", "watched"])
     ]
-    frames = [pd.read_parquet(path, columns=names) for path in store.samples(part)]
+    frames = [read_frame(path, columns=names) for path in store.samples(part)]
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names)
     frame = frame[frame["watched"] == 1].sort_values(["user_row", "timestamp"], kind="stable")
     first = frame.drop_duplicates("user_row").reset_index(drop=True)

@@ -20,6 +20,7 @@ from workflow.console import Report, no_report
 from workflow.errors import TrainingError
 from workflow.features.encoded import FeatureStore
 from workflow.features.spec import FeatureSpec
+from workflow.frames import read_frame
 from workflow.run import Run, replaced_folder, write_json
 
 PREDICT_BATCH = 16_384
@@ -56,9 +57,8 @@ def train_ranker(run: Run, config: Config, report: Report = no_report) -> dict[s
 
 
 def _check_labels(store: FeatureStore) -> None:
-    import pandas as pd
 
-    labels = [pd.read_parquet(p, columns=["label"])["label"] for p in store.samples("valid")]
+    labels = [read_frame(p, columns=["label"])["label"] for p in store.samples("valid")]
     mean = float(np.mean([part.mean() for part in labels])) if labels else 0.0
     if not 0 < mean < 1:
         raise TrainingError(

@@ -26,6 +26,7 @@ from workflow.console import Report, no_report
 from workflow.errors import TrainingError
 from workflow.features.encoded import FeatureStore
 from workflow.features.spec import FeatureSpec
+from workflow.frames import read_frame
 from workflow.run import Run, replaced_folder, write_json
 
 
@@ -117,11 +118,10 @@ def watch_counts(
     store: FeatureStore, spec: FeatureSpec, parts: tuple[str, ...]
 ) -> npt.NDArray[np.int64]:
     """Watches per video row in the given parts; int64 [num_videos + 1]."""
-    import pandas as pd
 
     counts = np.zeros(spec.num_videos + 1, np.int64)
     for path in store.samples(*parts):
-        frame = pd.read_parquet(path, columns=["video_row", "watched"])
+        frame = read_frame(path, columns=["video_row", "watched"])
         rows = frame["video_row"].to_numpy()[frame["watched"].to_numpy() == 1]
         counts += np.bincount(rows, minlength=len(counts))
     return counts

@@ -50,7 +50,7 @@ class Output:
         started = time.monotonic()
         if not self.words.is_terminal:
             self.words.print(f"• {title} …")
-            yield no_report
+            yield self._note_changes()
             self.words.print(f"✓ {title} {time.monotonic() - started:.1f} s")
             return
         with _progress(self.words) as progress:
@@ -61,6 +61,18 @@ class Output:
 
             yield report
         self.words.print(f"[green]✓[/] {title} [dim]{time.monotonic() - started:.1f} s[/]")
+
+    def _note_changes(self) -> Report:
+        """A Report for logs: one line whenever the stage comes to something new."""
+        last = ""
+
+        def report(done: float, total: float, note: str = "") -> None:
+            nonlocal last
+            if note and note != last:
+                self.words.print(f"  {escape(note)}")
+                last = note
+
+        return report
 
     def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
         """A table for people; silent with --json."""

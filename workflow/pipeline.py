@@ -150,10 +150,14 @@ def evaluate(job: Job, output: Output) -> dict[str, Any]:
 
 
 def leave_last_out(job: Job, output: Output) -> Job:
-    """The same data and settings, trained without each user's last watches."""
+    """The same data and settings, trained without each user's last watches.
+
+    The validation part is one watch per user, too little to be worth a second training with it.
+    """
     split = job.config.split.model_copy(update={"protocol": "leave_last_out"})
+    retriever = job.config.retriever.model_copy(update={"refit": False})
     run = Run(job.run.evaluation / "leave_last_out")
-    other = Job(run, job.config.model_copy(update={"split": split}))
+    other = Job(run, job.config.model_copy(update={"split": split, "retriever": retriever}))
     run.root.mkdir(parents=True, exist_ok=True)
     if not run.data.exists():
         run.data.symlink_to("../../data")

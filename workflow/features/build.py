@@ -19,6 +19,7 @@ from workflow.features.history import DailyCounts, Histories, session_starts, sm
 from workflow.features.samples import POINTERS, Cuts, Known, build_samples, split_of
 from workflow.features.spec import Feature, FeatureSpec
 from workflow.features.split import NAMES, TEST, temporal_cuts
+from workflow.frames import read_frame
 from workflow.run import Run, replaced_folder, write_json
 from workflow.schema import Contract
 
@@ -61,12 +62,11 @@ class _Builder:
     def __init__(
         self, folder: Path, config: Config, contract: Contract, data: Path, files: list[Path]
     ) -> None:
-        import pandas as pd
 
         self.folder, self.config, self.contract = folder, config, contract
         self.data, self.files = data, files
-        self.users = pd.read_parquet(data / "users.parquet")
-        self.videos = pd.read_parquet(data / "videos.parquet")
+        self.users = read_frame(data / "users.parquet")
+        self.videos = read_frame(data / "videos.parquet")
         self.features: list[Feature] = []
 
     # --- pass 1: histories, daily counts, split points -----------------------------------------
@@ -98,10 +98,9 @@ class _Builder:
             encoded.save_array(self.folder / "history" / f"{name}.npy", getattr(histories, name))
 
     def _partitions(self) -> Iterator[pd.DataFrame]:
-        import pandas as pd
 
         for path in self.files:
-            yield pd.read_parquet(path)
+            yield read_frame(path)
 
     def _publish_time(self) -> npt.NDArray[np.int64] | None:
         if not self.contract.has_publish_time:
@@ -164,14 +163,13 @@ class _Builder:
 
     def encode_samples(self) -> dict[str, int]:
         """Run the events workflow over every raw sample file; the raw files are then removed."""
-        import pandas as pd
 
         counts = {}
         for part in NAMES:
             total = 0
             (self.folder / part).mkdir()
             for path in self._raw(part):
-                raw = pd.read_parquet(path)
+                raw = read_frame(path)
                 frame = _joined(tables.transform(self.workflows["events"], [path]))
                 total += len(raw)
                 self._sample_frame(raw, frame).to_parquet(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from workflow.config import FeatureConfig
 from workflow.features.spec import FIRST_VALUE, NULL, OUT_OF_VOCABULARY
 from workflow.features.tables import WorkflowName, build_feature_workflow
+from workflow.frames import read_frame
 from workflow.run import read_json, write_json
 from workflow.schema import Contract
 
@@ -156,9 +157,8 @@ class CompiledTable:
 
 
 def _compile_vocabulary(path: Path, name: str) -> CompiledColumn:
-    import pandas as pd
 
-    frame = pd.read_parquet(path, columns=[name])
+    frame = read_frame(path, columns=[name])
     series = frame[name]
     index = np.asarray(frame.index, np.int64)
     index = index + (FIRST_VALUE - index[0]) if len(index) and index[0] < FIRST_VALUE else index
