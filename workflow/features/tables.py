@@ -169,7 +169,7 @@ def _with_values(frame: Any) -> Any:
     from merlin.core.dispatch import concat
 
     last = frame[-1:].copy()
-    for name in last.columns:
+    for name in [name for name in last.columns if last[name].isna().any()]:
         last[name] = last[name].fillna("" if last[name].dtype.kind == "O" else 0)
     return concat([frame, last], ignore_index=True)
 
