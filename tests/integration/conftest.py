@@ -292,7 +292,7 @@ def sim_client(sim_server: dict[str, Any]) -> Iterator[Client]:
 # --- looking at folders --------------------------------------------------------------------------
 @pytest.fixture(scope="session")
 def contents() -> Callable[[Path], dict[str, str]]:
-    """contents(folder): hash by file, without what any call may touch (a failed one leaves checkpoints)."""
+    """contents(folder): hash by file, but for locks, logs, caches and checkpoints."""
 
     def hashes(folder: Path) -> dict[str, str]:
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
