@@ -229,14 +229,10 @@ def batches(case: Case) -> Iterator[tuple[np.ndarray, list[Any]]]:
             "top_k": np.full(len(rows), TOP_K, np.int32),
         }
         for name, values in requests.context.items():
-            mine = [values[row] for row in rows]
-            if None in mine and not all(isinstance(one, str | None) for one in mine):
-                rows_with = [one if one is not None else -5 for one in mine]
-                columns[name] = np.array(rows_with, np.int64)  # a number cannot be null in a batch
-            elif isinstance(next((one for one in mine if one is not None), ""), str):
-                columns[name] = np.array([as_raw(one or "") for one in mine], object)
-            else:
-                columns[name] = np.array(mine, np.int64)
+            is_text = any(isinstance(one, str) for one in values)
+            null = b"" if is_text else -5  # a number cannot be null in a batch
+            mine = [null if values[row] is None else as_raw(values[row]) for row in rows]
+            columns[name] = np.array(mine, object if is_text else np.int64)
         yield rows, [tensor(name, values[:, None]) for name, values in columns.items()]
 
 
