@@ -106,6 +106,19 @@ def test_query_tower(tables: Any) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+def test_a_query_without_direction(tables: Any) -> None:
+    """A tower that says nothing gives zeros, as TensorFlow does, not NaN."""
+    lookup, store = tables
+    model = build_two_tower(lookup, make_config())
+    model.set_weights([np.zeros_like(weight) for weight in model.get_weights()])
+    features = lookup.spec.of_group(*QUERY_GROUPS)
+    slots = _slots(tuple(f for f in features if f.kind != "continuous"))
+    values = tuple(f.name for f in features if f.kind == "continuous")
+    weights = tower_weights(model.query_tower, lookup.spec.query())
+    inputs = packed(lookup, features, random_samples(lookup.spec, store))
+    assert not answer(query_tower_graph(weights, slots, values), inputs).any()
+
+
 def test_ranker(tables: Any) -> None:
     """Every request against several candidates, as TensorFlow scores each pair alone."""
     lookup, store = tables
