@@ -75,8 +75,14 @@ class Stage:
 
     def user_rows(self, users):
         """Row of each raw id, 0 when it is not known."""
+        fits = True
+        if self.user_id.dtype.kind == "S":
+            # In the table's own dtype; otherwise numpy would copy the whole table to compare.
+            width = self.user_id.dtype.itemsize
+            fits = np.array([len(one) <= width and one[-1:] != b"\0" for one in users])
+            users = np.where(fits, users, b"").astype(self.user_id.dtype)
         at = np.minimum(np.searchsorted(self.user_id, users), len(self.user_id) - 1)
-        return np.where(self.user_id[at] == users, at + 1, 0).astype(np.int32)
+        return np.where(fits & (self.user_id[at] == users), at + 1, 0).astype(np.int32)
 
     def moments(self, given, count):
         """Unix seconds of each request; absent or negative means now."""
