@@ -46,7 +46,7 @@ WHOLE = st.one_of(st.none(), st.integers(-2, 40), st.sampled_from([2**31, -(2**3
 
 def words(*known: str) -> st.SearchStrategy[str | None]:
     """Known values, nulls, empty strings and text that was never seen."""
-    unknown = st.text(st.characters(exclude_characters="\0"), max_size=4)
+    unknown = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=4)
     return st.one_of(st.sampled_from(known), st.none(), st.just(""), unknown)
 
 
