@@ -91,7 +91,9 @@ class Result:
         """The one line that a failed verb ends with; progress may stand above it."""
         assert self.status not in (0, None), self.out
         assert "Traceback" not in self.err and self.out == "", self.out + self.err
-        lines = [line for line in self.err.splitlines() if not line.startswith(("•", "✓", "="))]
+        lines = [
+            line for line in self.err.splitlines() if not line.startswith(("•", "✓", "=", "  "))
+        ]
         assert len(lines) == 1, self.err
         return lines[0]
 

@@ -310,7 +310,7 @@ def test_full_disk(
         timeout=240,
         preexec_fn=_limit_files if small_disk is None else None,
     )
-    ended = [line for line in done.stderr.splitlines() if not line.startswith(("•", "✓"))]
+    ended = [line for line in done.stderr.splitlines() if not line.startswith(("•", "✓", "  "))]
     assert ended[1::2] == ["status 1"] * len(verbs), done.stderr
     for line in ended[0::2]:
         assert line.startswith("StorageError: cannot write"), line
