@@ -29,6 +29,7 @@ if os.getppid() != int(sys.argv[1]):
 os.execv(sys.argv[2], sys.argv[2:])
 """
 _STOP_TIMEOUT_S = 15.0
+_STUB = "triton_python_backend_stub"
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -108,6 +109,7 @@ class TritonServer:
             return
         _check_repository(self.repository)
         check_ports(self.ports, self.host)
+        _remove_orphans()
         _remove_stale_shared_memory()
         triton = embedded_triton()
         command = [str(triton.binary), *self._options(triton.backends)]
@@ -250,9 +252,30 @@ def _remove_shared_memory(prefix: str) -> None:
 
 def _remove_stale_shared_memory() -> None:
     """Regions of servers whose starter was killed: nobody else will ever remove them."""
+    for path in _SHARED_MEMORY.glob("marquee-*"):
+        if _is_abandoned(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _remove_orphans() -> None:
+    """Stubs of such servers; one that was still loading its model does not notice by itself."""
     import psutil
 
-    for path in _SHARED_MEMORY.glob("marquee-*"):
-        pid = path.name.split("-")[1]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            path.unlink(missing_ok=True)
+    for process in psutil.process_iter(["name", "cmdline"]):
+        words = process.info["cmdline"] or []
+        if words and Path(words[0]).name == _STUB and any(map(_is_abandoned, words)):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                process.kill()
+
+
+def _is_abandoned(name: str) -> bool:
+    """Whether `name` is a shared memory region (marquee-PID-…) of a process that is gone."""
+    import psutil
+
+    parts = name.split("-")
+    return (
+        len(parts) > 2
+        and parts[0] == "marquee"
+        and parts[1].isdigit()
+        and not psutil.pid_exists(int(parts[1]))
+    )

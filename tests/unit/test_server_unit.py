@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from triton_repo import embedded, perf_analyzer
+from triton_repo import embedded, perf_analyzer, process
 from triton_repo.bench import bench
 from triton_repo.client import Client, Input, Status, _array
 from triton_repo.ports import check_ports, free_ports
@@ -239,3 +242,27 @@ def test_report_in_microseconds_becomes_milliseconds(tmp_path: Path) -> None:
 def test_report_without_rows(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="no latencies"):
         perf_analyzer._read_report(tmp_path / "none.csv")
+
+
+def test_orphaned_stubs_of_a_dead_starter_are_killed() -> None:
+    """Only stubs whose starter is gone: ours and other programs stay."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    words = {
+        "orphan": ["/x/triton_python_backend_stub", f"marquee-{gone.pid}-1-x"],
+        "ours": ["/x/triton_python_backend_stub", f"marquee-{os.getpid()}-1-x"],
+        "other": ["/x/other", f"marquee-{gone.pid}-1-x"],
+    }
+    script = "import time; time.sleep(60)"
+    started = {
+        name: subprocess.Popen([first, "-c", script, rest], executable=sys.executable)
+        for name, (first, rest) in words.items()
+    }
+    try:
+        process._remove_orphans()
+        assert started["orphan"].wait(timeout=10) == -signal.SIGKILL
+        assert started["ours"].poll() is None and started["other"].poll() is None
+    finally:
+        for child in started.values():
+            child.kill()
+            child.wait()
