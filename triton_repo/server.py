@@ -149,6 +149,7 @@ def _publish(run: Run, server: TritonServer, repository_key: str) -> dict[str, A
         "http_url": server.http_url,
         "metrics_url": server.metrics_url,
         "repository_key": repository_key,
+        "folder": run.root.stat().st_ino,
     }
     write_json(run.endpoint_file, endpoint)
     return endpoint
@@ -161,7 +162,9 @@ def _live_server(run: Run) -> RunningServer | None:
         server = RunningServer(
             *(endpoint[name] for name in ("grpc_url", "http_url", "metrics_url", "pid"))
         )
-        alive = _is_process(server.pid, endpoint["started_at"])
+        # The file may have been copied along with the run; then another folder is served.
+        ours = endpoint["folder"] == run.root.stat().st_ino
+        alive = ours and _is_process(server.pid, endpoint["started_at"])
     except (KeyError, TypeError):
         return None
     return server if alive and http_ready(server.http_url) else None
