@@ -135,7 +135,7 @@ def test_every_verb_has_help(marquee: Any) -> None:
 def copied(sim_run: Any, tmp_path: Path) -> Path:
     """A finished run to spoil."""
     folder = tmp_path / "run"
-    shutil.copytree(sim_run.folder, folder, ignore=shutil.ignore_patterns("endpoint.json", "logs"))
+    shutil.copytree(sim_run.folder, folder, ignore=shutil.ignore_patterns("logs"))
     return folder
 
 
@@ -183,33 +183,75 @@ def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-DAMAGE: dict[str, tuple[str, list[str]]] = {
-    "config.json": ("config.json", ["index", "--force"]),
-    "contract.json": ("contract.json", ["features", "--force"]),
-    "data": ("data/events/part-00000.parquet", ["features", "--force"]),
-    "spec": ("features/spec.json", ["index", "--force"]),
-    "samples": ("features/train/part-00000.parquet", ["train", "--force"]),
-    "arrays": ("features/history/time.npy", ["index", "--force"]),
-    "retriever": ("models/retriever/weights.npz", ["index", "--force"]),
-    "vectors": ("models/retriever/candidate_vectors.npy", ["index", "--force"]),
-    "ranker": ("models/ranker/weights.npz", ["export", "--force"]),
-    "index": ("index/index.faiss", ["recommend", "--user", "1"]),
-    "onnx": ("model_repository/ranker/1/ranker.onnx", ["recommend", "--user", "1", "--in-process"]),
-    "served": ("model_repository/query_tower/1/user_id.npy", ["recommend", "--user", "1"]),
+# file -> verb that reads it
+DAMAGE = {
+    "config.json": "index --force",
+    "contract.json": "features --force",
+    "model_repository/ranker/1/ranker.onnx": "recommend --user 1 --in-process",
+    "model_repository/query_tower/1/user_id.npy": "recommend --user 1",
+    "model_repository/retrieval/1/index.faiss": "recommend --user 1",
+}
+DAMAGE_OF_MODELS = {
+    "data/events/part-00000.parquet": "features --force",
+    "features/spec.json": "index --force",
+    "features/train/part-00000.parquet": "train --force",
+    "features/history/time.npy": "index --force",
+    "models/retriever/weights.npz": "index --force",
+    "models/retriever/candidate_vectors.npy": "index --force",
+    "models/ranker/weights.npz": "export --force",
 }
 
 
-@pytest.mark.parametrize("name", DAMAGE)
-def test_damaged_artefact(marquee: Any, copied: Path, contents: Any, name: str) -> None:
+@pytest.mark.parametrize("file", DAMAGE)
+def test_damaged_artefact(marquee: Any, copied: Path, contents: Any, file: str) -> None:
     """Half a file is refused in one line, and nothing else is touched."""
-    file, words = DAMAGE[name]
     shorten(copied / file)
-    if name == "index":  # the served copy
-        shorten(copied / "model_repository" / "retrieval" / "1" / "index.faiss")
     before = contents(copied)
-    verb, *rest = words
+    verb, *rest = DAMAGE[file].split()
     assert marquee(verb, "--run", copied, *rest, "--json").error
     assert contents(copied) == before
+
+
+def test_damaged_data_and_models(copied: Path, contents: Any, tmp_path: Path) -> None:
+    runs = [tmp_path / str(number) for number in range(len(DAMAGE_OF_MODELS))]
+    for run, file in zip(runs, DAMAGE_OF_MODELS, strict=True):
+        shutil.copytree(copied, run)
+        shorten(run / file)
+    before = [contents(run) for run in runs]
+    verbs = DAMAGE_OF_MODELS.values()
+    errors = errors_of(
+        [f"{verb} --run {run} --json" for verb, run in zip(verbs, runs, strict=True)]
+    )
+    for file, run, error in zip(DAMAGE_OF_MODELS, runs, errors, strict=True):
+        assert "Next: " in error, (file, error)
+        if file.endswith((".npz", "time.npy")):
+            assert str(run / file) in error and "--force" in error
+    assert [contents(run) for run in runs] == before
+
+
+# Several verbs in one process: importing TensorFlow takes longer than the stages.
+VERBS = """
+import sys
+from workflow import cli
+for words in (line.split() for line in sys.argv[1].splitlines()):
+    sys.argv = ["marquee", *words]
+    try:
+        cli.main()
+    except SystemExit as end:
+        sys.stderr.write(f"status {end.code}\\n")
+"""
+
+
+def errors_of(verbs: list[str], **options: Any) -> list[str]:
+    """The one line with which each of these calls fails."""
+    words = [sys.executable, "-c", VERBS, "\n".join(verbs)]
+    done = subprocess.run(
+        words, capture_output=True, check=False, text=True, timeout=240, **options
+    )
+    assert done.stdout == "" and "Traceback" not in done.stderr, done.stdout + done.stderr
+    ended = [line for line in done.stderr.splitlines() if not line.startswith(("•", "✓", "  "))]
+    assert ended[1::2] == ["status 1"] * len(verbs), done.stderr
+    return ended[0::2]
 
 
 def test_a_damaged_manifest_only_costs_time(marquee: Any, copied: Path) -> None:
@@ -276,19 +318,6 @@ def _limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
 
 
-# Several verbs in one process: importing TensorFlow takes longer than the stages.
-VERBS = """
-import sys
-from workflow import cli
-for words in (line.split() for line in sys.argv[1].splitlines()):
-    sys.argv = ["marquee", *words]
-    try:
-        cli.main()
-    except SystemExit as end:
-        sys.stderr.write(f"status {end.code}\\n")
-"""
-
-
 def test_full_disk(
     copied: Path, small_disk: Path | None, contents: Any, leftovers: Callable[[Path], list[str]]
 ) -> None:
@@ -301,21 +330,10 @@ def test_full_disk(
     before = contents(run)
     verbs = ["validate", "features", "train --model retriever", "train --model ranker"]
     verbs += ["index", "export"]
-    text = "\n".join(f"{verb} --run {run} --force --json" for verb in verbs)
-    done = subprocess.run(
-        [sys.executable, "-c", VERBS, text],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=240,
-        preexec_fn=_limit_files if small_disk is None else None,
-    )
-    ended = [line for line in done.stderr.splitlines() if not line.startswith(("•", "✓", "  "))]
-    assert ended[1::2] == ["status 1"] * len(verbs), done.stderr
-    for line in ended[0::2]:
+    limit = {} if small_disk else {"preexec_fn": _limit_files}
+    for line in errors_of([f"{verb} --run {run} --force --json" for verb in verbs], **limit):
         assert line.startswith("StorageError: cannot write"), line
         assert str(run) in line and "Next:" in line
-    assert done.stdout == "" and "Traceback" not in done.stderr
     assert contents(run) == before
     assert [name for name in leftovers(run) if not name.startswith("checkpoints")] == []
 

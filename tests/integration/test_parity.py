@@ -131,7 +131,7 @@ def ml_case(ml_run: Any) -> Case:
 def ivf_run(marquee: Any, sim_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The simulated run copied elsewhere, with an approximate index."""
     folder = tmp_path_factory.mktemp("runs") / "ivf"
-    shutil.copytree(sim_run.folder, folder, ignore=shutil.ignore_patterns("endpoint.json"))
+    shutil.copytree(sim_run.folder, folder)
     words = ("--set", "index.kind=ivf", "--set", "index.target_recall=0.8")
     [index] = marquee.json("index", "--run", folder, *words)["stages"]
     assert index["summary"]["kind"] == "ivf" and index["summary"]["recall_vs_exact"] >= 0.8

@@ -132,7 +132,7 @@ def test_without_resume_after_a_kill(
 ) -> None:
     """Killed in training, then run anew: trained from the beginning, with the same result."""
     run = tmp_path / "run"
-    shutil.copytree(sim_run.folder, run, ignore=shutil.ignore_patterns("endpoint.json", "logs"))
+    shutil.copytree(sim_run.folder, run, ignore=shutil.ignore_patterns("logs"))
     before = (run / "models" / "ranker" / "weights.npz").read_bytes()
     process = marquee.start("train", "--run", run, "--model", "ranker", "--force", "--json")
     wait_for(lambda: epochs(run, "ranker/search") == 1, process)
@@ -152,7 +152,7 @@ def test_a_temporary_folder_of_a_killed_process_is_cleared(
 ) -> None:
     """Killed between the two renames: the old folder comes back, or is removed."""
     run = tmp_path / "run"
-    shutil.copytree(sim_run.folder, run, ignore=shutil.ignore_patterns("endpoint.json", "logs"))
+    shutil.copytree(sim_run.folder, run, ignore=shutil.ignore_patterns("logs"))
     (run / "model_repository").rename(run / ".model_repository.old-99999")
     (run / ".model_repository.tmp-99999").mkdir()
     started = time.monotonic()
