@@ -339,13 +339,20 @@ def test_full_disk(
 
 
 # --- Ctrl-C --------------------------------------------------------------------------------------
+def _listen_to_ctrl_c() -> None:
+    """Shells start what runs in the background, such as these tests, with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("moment", ["start", "features", "training"])
 def test_ctrl_c(
     marquee: Any, copied: Path, contents: Any, wait_for: Callable[..., None], moment: str
 ) -> None:
     before = contents(copied)
     verb = {"start": "index", "features": "features", "training": "train"}[moment]
-    process = marquee.start(verb, "--run", copied, "--force", "--json")
+    process = marquee.start(
+        verb, "--run", copied, "--force", "--json", preexec_fn=_listen_to_ctrl_c
+    )
     conditions = {
         "start": lambda: (copied / ".lock").read_text() == str(process.pid),
         "features": lambda: any(copied.glob(".features.tmp-*/*")),
