@@ -42,13 +42,7 @@ def train_ranker(run: Run, config: Config, report: Report = no_report) -> dict[s
     model, progress = _fit(setting, "search", ("train",))
     if config.ranker.refit:
         model, _ = _fit(setting, "refit", ("train", "valid"), epochs=progress.best_epoch)
-    summary = {
-        "epochs": progress.best_epoch,
-        "valid_auc": round(progress.best_score, 4),
-        "rows_per_s": round(progress.rows / max(progress.seconds, 1e-9)),
-        "scores": [round(score, 4) for score in progress.scores],
-        "losses": [round(loss, 4) for loss in progress.losses],
-    }
+    summary = progress.summary("valid_auc")
     with replaced_folder(run.ranker) as target:
         save_weights(model, target / "weights.npz")
         write_json(target / "report.json", summary)

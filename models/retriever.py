@@ -47,13 +47,7 @@ def train_retriever(run: Run, config: Config, report: Report = no_report) -> dic
     model, progress = _fit(setting, "search", ("train",), valid=valid)
     if config.retriever.refit:
         model, _ = _fit(setting, "refit", ("train", "valid"), epochs=progress.best_epoch)
-    summary = {
-        "epochs": progress.best_epoch,
-        "valid_recall@100": round(progress.best_score, 4),
-        "rows_per_s": round(progress.rows / max(progress.seconds, 1e-9)),
-        "scores": [round(score, 4) for score in progress.scores],
-        "losses": [round(loss, 4) for loss in progress.losses],
-    }
+    summary = progress.summary("valid_recall@100")
     with replaced_folder(run.retriever) as target:
         save_weights(model, target / "weights.npz")
         np.save(target / "candidate_vectors.npy", candidate_vectors(model, tables))

@@ -43,6 +43,16 @@ class Progress:
     seconds: float = 0.0
     rows: int = 0
 
+    def summary(self, score_name: str) -> dict[str, Any]:
+        """What a stage reports: the best epoch and its score, speed, and every epoch's numbers."""
+        return {
+            "epochs": self.best_epoch,
+            score_name: round(self.best_score, 4),
+            "rows_per_s": round(self.rows / max(self.seconds, 1e-9)),
+            "scores": [round(score, 4) for score in self.scores],
+            "losses": [round(loss, 4) for loss in self.losses],
+        }
+
 
 @dataclass(frozen=True)
 class Setting:

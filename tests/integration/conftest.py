@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +160,14 @@ def sim_run(
 ) -> Made:
     folder = tmp_path_factory.mktemp("runs") / "sim"
     return Made(folder, marquee.json("run", "--run", folder, *sim_words))
+
+
+@pytest.fixture
+def copied(sim_run: Made, tmp_path: Path) -> Path:
+    """A finished run to spoil."""
+    folder = tmp_path / "run"
+    shutil.copytree(sim_run.folder, folder, ignore=shutil.ignore_patterns("logs"))
+    return folder
 
 
 # --- own data ------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -131,14 +130,6 @@ def test_every_verb_has_help(marquee: Any) -> None:
 
 
 # --- bad input -----------------------------------------------------------------------------------
-@pytest.fixture
-def copied(sim_run: Any, tmp_path: Path) -> Path:
-    """A finished run to spoil."""
-    folder = tmp_path / "run"
-    shutil.copytree(sim_run.folder, folder, ignore=shutil.ignore_patterns("logs"))
-    return folder
-
-
 ASK = ["recommend", "--run", "{run}", "--in-process"]
 BAD_CALLS = {
     "unknown run": (["evaluate", "--run", "{tmp}/none"], "none"),
@@ -336,32 +327,3 @@ def test_full_disk(
         assert str(run) in line and "Next:" in line
     assert contents(run) == before
     assert [name for name in leftovers(run) if not name.startswith("checkpoints")] == []
-
-
-# --- Ctrl-C --------------------------------------------------------------------------------------
-def _listen_to_ctrl_c() -> None:
-    """Shells start what runs in the background, such as these tests, with SIGINT ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@pytest.mark.parametrize("moment", ["start", "features", "training"])
-def test_ctrl_c(
-    marquee: Any, copied: Path, contents: Any, wait_for: Callable[..., None], moment: str
-) -> None:
-    before = contents(copied)
-    verb = {"start": "index", "features": "features", "training": "train"}[moment]
-    process = marquee.start(
-        verb, "--run", copied, "--force", "--json", preexec_fn=_listen_to_ctrl_c
-    )
-    conditions = {
-        "start": lambda: (copied / ".lock").read_text() == str(process.pid),
-        "features": lambda: any(copied.glob(".features.tmp-*/*")),
-        "training": (copied / "checkpoints" / "retriever" / "key.json").exists,
-    }
-    wait_for(conditions[moment], process)
-    time.sleep(1.0 if moment == "training" else 0)
-    process.send_signal(signal.SIGINT)
-    result = marquee.finish(process, 60)
-    assert result.status == 130
-    assert result.error.startswith("Stopped.")
-    assert contents(copied) == before
