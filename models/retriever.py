@@ -90,7 +90,7 @@ def _fit(
 
     batches = SampleBatches(
         store.samples(*parts),
-        [*sample_columns(tables.spec, ranker=False)],
+        sample_columns(tables.spec, ranker=False),
         settings.batch_size,
         watched_only=True,
         shuffle=True,
