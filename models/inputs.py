@@ -17,7 +17,7 @@ import tensorflow as tf
 from merlin.schema import ColumnSchema, Schema, Tags
 
 from workflow.features.encoded import FeatureStore
-from workflow.features.spec import Feature, FeatureSpec, Group
+from workflow.features.spec import FIRST_VALUE, QUERY_GROUPS, Feature, FeatureSpec, Group
 
 Tensors = dict[str, Any]  # name -> tf.Tensor
 
@@ -55,6 +55,9 @@ class FeatureTables:
         histories = store.histories()
         # One padding entry keeps look-ups valid when nobody has watched anything.
         self._watched = tf.constant(np.r_[histories.video_row, np.int32(0)])
+        self._liked: Any = None
+        if histories.label is not None:
+            self._liked = tf.constant(np.r_[histories.label, np.int8(0)])
         self._start = tf.constant(histories.start)
 
     def query(self, batch: Tensors) -> Tensors:
@@ -68,9 +71,72 @@ class FeatureTables:
             for f in self.spec.candidate()
         }
 
-    def ranker(self, batch: Tensors) -> Tensors:
-        """All features of a batch of (user, video, request) samples."""
-        return self._pick(self.spec.features, batch)
+    def ranker_requests(self, batch: Tensors) -> Tensors:
+        """What the ranker reads of requests with samples [batch]: models.dlrm.Ranker.call, q = 1."""
+        query = {
+            name: values[:, None]
+            for name, values in self._pick(self._ranker_query(), batch).items()
+        }
+        length = self.spec["long_history"].length
+        end = tf.cast(batch["history_end"], tf.int64)[:, None]
+        first = tf.gather(self._start, batch["user_row"])[:, None]
+        return query | self._long_history(end, first, end, length)
+
+    def ranker_windows(self, batch: Tensors) -> tuple[Tensors, Tensors]:
+        """(query, candidates) of windows [batch, k] of logged events, each its own request."""
+        shape = tf.shape(batch["user_row"])
+        flat = {name: tf.reshape(values, [-1]) for name, values in batch.items()}
+        query = {
+            name: tf.reshape(values, tf.concat([shape, tf.shape(values)[1:]], axis=0))
+            for name, values in self._pick(self._ranker_query(), flat).items()
+        }
+        first = tf.gather(self._start, batch["user_row"])
+        end = tf.cast(batch["history_end"], tf.int64)
+        last = tf.reduce_max(end, axis=1, keepdims=True)
+        span = self.spec["long_history"].length + batch["user_row"].shape[1]
+        query |= self._long_history(end, first, last, span)
+        changing = self.spec.of_group("video_state", "cross")
+        numbers = {f.name: batch[f.name] for f in changing}
+        return query, self.ranker_candidates(batch["video_row"], numbers)
+
+    def _ranker_query(self) -> tuple[Feature, ...]:
+        features = self.spec.of_group(*QUERY_GROUPS)
+        return tuple(f for f in features if not f.name.startswith("long_history"))
+
+    def _long_history(self, end: Any, first: Any, last: Any, span: int) -> Tensors:
+        """The `span` watches before `last`, and which of them each event may see.
+
+        Args:
+            end, first: int64 [batch, q], where each event's past ends and its user's begins.
+            last: int64 [batch, 1].
+        """
+        at = last - span + tf.range(span, dtype=tf.int64)[None, :]
+        oldest = tf.maximum(first, end - self.spec["long_history"].length)
+        visible = (at[:, None, :] < end[:, :, None]) & (at[:, None, :] >= oldest[:, :, None])
+        inside = tf.reduce_any(visible, axis=1)
+        at = tf.where(inside, at, tf.shape(self._watched, tf.int64)[0] - 1)
+        rows = tf.where(inside, tf.gather(self._watched, at), 0)
+        found = {"long_history": tf.gather(self._video["video_index"], rows), "visible": visible}
+        if self._liked is not None:
+            liked = FIRST_VALUE + tf.cast(tf.gather(self._liked, at), tf.int32)
+            found["long_history_label"] = tf.where(inside, liked, 0)
+        return found
+
+    def ranker_candidates(self, video_row: Any, numbers: Tensors) -> Tensors:
+        """What the ranker reads of each candidate, [batch, k, 1 or length].
+
+        Args:
+            video_row: int [batch, k].
+            numbers: float32 [batch, k] per feature of the groups video_state and cross.
+        """
+        features = {
+            f.name: tf.gather(self._video[f.name], video_row) for f in self.spec.of_group("video")
+        }
+        features |= {f.name: numbers[f.name] for f in self.spec.of_group("video_state", "cross")}
+        return {
+            name: values[..., None] if len(values.shape) == 2 else values
+            for name, values in features.items()
+        }
 
     def _pick(self, features: tuple[Feature, ...], batch: Tensors) -> Tensors:
         return {f.name: _column(self._value(f, batch)) for f in features}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from typing import Any, Literal
 
 import models.compat  # noqa: F401
 
@@ -45,12 +45,14 @@ def train_retriever(run: Run, config: Config, report: Report = no_report) -> dic
     setting = Setting(store, tables, config, run.checkpoints / "retriever", report)
     valid = _valid_queries(store, spec, config)
     model, progress = _fit(setting, "search", ("train",), valid=valid)
+    searched = model
     if config.retriever.refit:
         model, _ = _fit(setting, "refit", ("train", "valid"), epochs=progress.best_epoch)
     summary = progress.summary("valid_recall@100")
     with replaced_folder(run.retriever) as target:
-        save_weights(model, target / "weights.npz")
-        np.save(target / "candidate_vectors.npy", candidate_vectors(model, tables))
+        for prefix, one in (("", model), ("search_", searched)):
+            save_weights(one, target / f"{prefix}weights.npz")
+            np.save(target / f"{prefix}candidate_vectors.npy", candidate_vectors(one, tables))
         write_json(target / "report.json", summary)
     shutil.rmtree(setting.checkpoints, ignore_errors=True)
     return summary
@@ -145,9 +147,12 @@ def build_two_tower(
     return model
 
 
-def load_two_tower(run: Run, config: Config, tables: FeatureTables) -> TwoTower:
-    """The trained model of a run."""
-    path = run.require(run.retriever / "weights.npz", "retriever", "marquee train")
+def load_two_tower(
+    run: Run, config: Config, tables: FeatureTables, phase: Literal["final", "search"] = "final"
+) -> TwoTower:
+    """The trained model of a run; "search" has not seen the validation part."""
+    name = "weights.npz" if phase == "final" else "search_weights.npz"
+    path = run.require(run.retriever / name, "retriever", "marquee train")
     model = build_two_tower(tables, config)
     load_weights(model, path)
     return model

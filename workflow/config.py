@@ -54,6 +54,7 @@ class FeatureConfig(_Strict):
     min_user_events: int = Field(1, ge=1)  # rarer users share the out-of-vocabulary index
     min_video_events: int = Field(1, ge=1)
     history_length: int = Field(50, ge=1, le=1000)
+    long_history_length: int = Field(200, ge=1, le=1000)  # what the ranker attends to
     session_length: int = Field(10, ge=1, le=200)
     session_gap_s: int = Field(1800, ge=1)
 
@@ -79,18 +80,42 @@ class RetrieverConfig(TrainConfig):
     max_valid_users: int = Field(5_000, ge=1)
 
 
+class ScoreWeights(_Strict):
+    """score = the sum of weight * term, over what retrieval and the ranker say of a candidate.
+
+    The terms: the retrieval score, log p(watched), log p(positive | shown), and the expected
+    log(1 + seconds) of a watch.
+    """
+
+    retrieval: float = Field(0.0, ge=0)
+    watch: float = Field(0.0, ge=0)
+    label: float = Field(0.0, ge=0)
+    watch_time: float = Field(0.0, ge=0)
+
+
 class RankerConfig(TrainConfig):
-    """The DLRM and how its two outputs become one score."""
+    """The DLRM, what it trains on, and how its outputs become one score.
+
+    A watch in a list is worth 1, a positive label `label_gain` more, and a unit of
+    log(1 + seconds) watched `watch_time_gain` more: learned score weights maximise that.
+    """
 
     embedding_dim: int = Field(32, ge=2)
     bottom_layers: tuple[int, ...] = (64, 32)
     top_layers: tuple[int, ...] = (128, 64)
     id_dropout: float = Field(0.05, ge=0, lt=1)
-    sampled_negatives: int = Field(4, ge=1)  # per watch, only for data without labels
-    watch_loss_weight: float = Field(0.2, ge=0)
-    # score = p_positive ** positive_power * expected_log_watch ** watch_power
-    positive_power: float = Field(1.0, ge=0)
-    watch_power: float = Field(0.5, ge=0)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    attention_heads: int = Field(1, ge=1)
+    history_dropout: float = Field(0.4, ge=0, lt=1)
+    list_queries: int = Field(30_000, ge=1)  # training requests whose retrieved lists are used
+    list_retrieved: int = Field(12, ge=1)  # candidates drawn per list and epoch
+    list_uniform: int = Field(4, ge=0)  # and videos drawn from the whole catalogue
+    list_horizon: int = Field(50, ge=1)  # a candidate counts as watched within so many watches
+    list_loss_weight: float = Field(0.5, ge=0)
+    watch_time_loss_weight: float = Field(0.2, ge=0)
+    label_gain: float = Field(0.0, ge=0)
+    watch_time_gain: float = Field(0.0, ge=0)
+    score_weights: Literal["learned"] | ScoreWeights = "learned"
 
 
 class IndexConfig(_Strict):
