@@ -202,13 +202,21 @@ def print_evaluation(job: Job, output: Output) -> None:
     """Tables of retrieval and ranking metrics beside popularity."""
     result = pipeline.evaluate(job, output)
     names = ["recall@10", "recall@100", "ndcg@10", "coverage@10"]
-    for protocol, metrics in result["retrieval"].items():
-        rows = [["two-tower", *(f"{metrics[name]:.4f}" for name in names)]]
-        for baseline, values in result["baselines"][protocol].items():
-            rows.append([baseline, *(f"{values[name]:.4f}" for name in names)])
-        title = f"Retrieval, {protocol}, {metrics['users']:,} users"
-        output.table(title, ["model", *names], rows)
-    rows = [[name, f"{value:.4f}"] for name, value in result["ranker"].items()]
-    output.table("Ranker, test part", ["metric", "value"], rows)
+    for protocol, part in result["retrieval"].items():
+        rows = _metric_rows(part["models"], names)
+        output.table(f"Retrieval, {protocol}, {part['users']:,} users", ["model", *names], rows)
+        for model, reason in part["skipped"].items():
+            output.say(f"[yellow]{model} was not run[/]: {reason}")
+    ranker = result["ranker"]
+    names = list(ranker["models"]["dlrm"])
+    rows = _metric_rows(ranker["models"], names)
+    output.table(f"Ranker, {ranker['events']:,} test events", ["model", *names], rows)
     made = f"Saved in {job.run.evaluation}."
     output.finish(result, made, f"marquee serve --run {job.run}")
+
+
+def _metric_rows(models: dict[str, Any], names: list[str]) -> list[list[str]]:
+    return [
+        [model, *(f"{metrics[name]['mean']:.4f}" if name in metrics else "" for name in names)]
+        for model, metrics in models.items()
+    ]
