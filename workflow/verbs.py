@@ -212,3 +212,34 @@ def print_evaluation(job: Job, output: Output) -> None:
     output.table("Ranker, test part", ["metric", "value"], rows)
     made = f"Saved in {job.run.evaluation}."
     output.finish(result, made, f"marquee serve --run {job.run}")
+
+
+def print_comparison(first: Job, second: Job, output: Output, report: Path | None) -> None:
+    """Two runs side by side per protocol and metric, with a verdict on the second."""
+    from models.evaluation import compare, names
+
+    comparison = compare.compare_runs(first, second)
+    for group, part in comparison["groups"].items():
+        rows = [_compared_row(name, values) for name, values in part["metrics"].items()]
+        columns = ["metric", "first", "second", "difference", "95% interval", "second run is"]
+        title = f"{names.protocol(group)}, {part['users']:,} users in both"
+        output.table(title, columns, rows)
+    made = compare.summary(comparison)
+    if report is not None:
+        compare.write_comparison(comparison, report)
+        made += f"\nWrote {report}."
+    output.finish(comparison, made)
+
+
+def _compared_row(name: str, values: dict[str, Any]) -> list[str]:
+    from models.evaluation import names
+
+    low, high = (names.shown(name, values[end], signed=True) for end in ("low", "high"))
+    return [
+        names.metric(name).title,
+        names.shown(name, values["first"]["mean"]),
+        names.shown(name, values["second"]["mean"]),
+        names.shown(name, values["difference"], signed=True),
+        f"{low} to {high}",
+        names.VERDICTS.get(values["verdict"], ""),
+    ]
