@@ -145,7 +145,7 @@ def _off_policy(numbers: _Numbers) -> dict[str, Any]:
         "coverage": {
             "logs": 20,
             "rewards": {
-                reward: {p: {e: 0.95 for e in estimators[:3]} for p in policies}
+                reward: {p: dict.fromkeys(estimators[:3], 0.95) for p in policies}
                 for reward in rewards
             },
         },

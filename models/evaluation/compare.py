@@ -52,7 +52,7 @@ class Evaluated:
 
     def users(self, group: str) -> Int64:
         """Rows of the users that a protocol was evaluated on; int64 [users]."""
-        return self.per_user[f"{group}/user_row"]
+        return self.per_user[f"{group}/user_row"].astype(np.int64)
 
     def values(self, group: str, model: str, metric: str) -> Float64 | None:
         """Mean over seeds of each user's value; float64 [users], None where there is none."""
@@ -195,7 +195,9 @@ def summary(comparison: Json) -> str:
     parts = []
     for name, part in comparison["groups"].items():
         found = {
-            kind: [names.metric(m).title for m, v in part["metrics"].items() if v["verdict"] == kind]
+            kind: [
+                names.metric(m).title for m, v in part["metrics"].items() if v["verdict"] == kind
+            ]
             for kind in ("better", "worse")
         }
         words = [f"{kind} in {names.listed(metrics)}" for kind, metrics in found.items() if metrics]

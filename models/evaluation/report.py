@@ -58,7 +58,7 @@ def _headline(result: dict[str, Any], parts: list[dict[str, Any]]) -> list[str]:
 
 def _cards(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The numbers that people ask for first."""
-    cards = []
+    cards: list[tuple[str, str, dict[str, Any]]] = []
     for name in names.in_order(result["retrieval"], names.PROTOCOLS):
         own = result["retrieval"][name]["models"].get("two_tower", {})
         for metric in ("recall@100", "ndcg@10") if not cards else ("recall@100",):

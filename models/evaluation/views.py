@@ -42,6 +42,7 @@ def compared(subject: str, paired: Json, metric: str) -> str:
 
 
 def verdict_of(difference: Json, metric: str) -> names.Verdict:
+    """What the interval of a difference in `metric` says."""
     return names.verdict(metric, difference["low"], difference["high"])
 
 
@@ -236,14 +237,14 @@ def end_to_end(part: Json) -> Json:
 
 def _waterfall(part: Json) -> Json | None:
     """Retriever → + ranker's lift → − approximate search → served, in NDCG@10."""
-    ends = [(part["metrics"].get(name) or {}).get("ndcg@10") for name in ("retriever", "served")]
-    if not all(ends) or not part.get("ranker_lift") or not part.get("approximate_loss"):
+    first, last = (part["metrics"].get(name, {}).get("ndcg@10") for name in ("retriever", "served"))
+    if not (first and last and part.get("ranker_lift") and part.get("approximate_loss")):
         return None
     steps = [
-        (["Retriever", "alone"], ends[0]["mean"], True),
+        (["Retriever", "alone"], first["mean"], True),
         (["Ranker"], part["ranker_lift"]["mean"], False),
         (["Approximate", "search"], -part["approximate_loss"]["mean"], False),
-        (["Served"], ends[1]["mean"], True),
+        (["Served"], last["mean"], True),
     ]
     return figures.waterfall([
         {
