@@ -91,14 +91,17 @@ def metric(name: str) -> Metric:
 
 
 def model(name: str) -> str:
+    """A model's name for people."""
     return MODELS.get(name, name.replace("_", " "))
 
 
 def protocol(name: str) -> str:
+    """A protocol's name for people."""
     return PROTOCOLS[name][0] if name in PROTOCOLS else name.replace("_", " ").capitalize()
 
 
 def segment(name: str) -> str:
+    """A segment's name for people."""
     return SEGMENTS.get(name, name.replace("_", " "))
 
 

@@ -13,6 +13,7 @@ from models.evaluation import off_policy
 from models.evaluation.best_of import logged_probability, win_shares
 from models.evaluation.eligible import Eligible
 from models.evaluation.off_policy import Exposures, Target
+from models.evaluation.simulated import Simulated
 from models.metrics import Float64, Int64
 
 Json = dict[str, Any]
@@ -156,3 +157,35 @@ def _paired(log: Log, reward: str, targets: dict[str, Target]) -> Json:
         for name, other in zip(names, others, strict=True)
     }
     return {**paired, "logged": off_policy.difference(exposures, ours, None)}
+
+
+def coverage(
+    study: Study, service: Simulated, user: Int64, truth: dict[str, dict[str, float]], logs: int
+) -> Json:
+    """How often the intervals hold the truth when the exposures are drawn anew.
+
+    Returns:
+        {"logs", "rewards": {reward: {policy: {estimator: share of the logs}}}}.
+    """
+    held: dict[tuple[str, str, str], int] = {}
+    for number in range(logs):
+        drawn = service.show_again(np.random.default_rng([number, 1]))
+        rewards = {"click": drawn.click, "watch_s": drawn.watch_s}
+        targets = study.targets(drawn.video)
+        for reward, policies in targets.items():
+            exposures = off_policy.Exposures(user, drawn.propensity, rewards[reward])
+            for policy, target in policies.items():
+                for name, value in off_policy.estimate(exposures, target).items():
+                    inside = off_policy.holds(value, truth[reward][policy])
+                    key = (reward, policy, name)
+                    held[key] = held.get(key, 0) + inside
+    return {
+        "logs": logs,
+        "rewards": {
+            reward: {
+                policy: {e: held[reward, policy, e] / logs for e in off_policy.ESTIMATORS[:3]}
+                for policy in policies
+            }
+            for reward, policies in truth.items()
+        },
+    }
