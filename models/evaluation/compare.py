@@ -23,7 +23,9 @@ from workflow.run import Run, read_json, write_bytes
 Json = dict[str, Any]
 FORMAT = 2
 OWN_MODELS = ("two_tower", "served")  # what a run trained itself; baselines are not compared
-LIMITS = ("valid_from", "test_from", "last_event", "num_users", "num_videos")
+# What tells apart data and splits of the same contract, in spec.json and summary.json.
+SIZES = ("num_users", "num_videos", "valid_from", "test_from", "last_event")
+COUNTS = ("num_train", "num_valid", "num_test")
 
 
 @dataclass(frozen=True)
@@ -95,21 +97,20 @@ def _check_same_data(first: Job, second: Job) -> None:
     if first.config.split != second.config.split:
         splits = [str(job.config.split) for job in (first, second)]
         _refuse(first, second, "split settings", *splits)
-    limits = [_limits(job.run) for job in (first, second)]
-    for name in LIMITS:
-        if limits[0][name] != limits[1][name]:
-            found = [f"{name} {values[name]}" for values in limits]
-            _refuse(first, second, "data", *found)
+    sizes = [_sizes(job.run) for job in (first, second)]
+    for name in (*SIZES, *COUNTS):
+        if sizes[0][name] != sizes[1][name]:
+            _refuse(first, second, "data", *(f"{name} {values[name]:,}" for values in sizes))
     for table in ("users/user_id", "videos/video_id"):
         ids = [np.load(job.run.features / f"{table}.npy", mmap_mode="r") for job in (first, second)]
         if not np.array_equal(*ids):
             _refuse(first, second, table.partition("/")[0], f"ids of {first.run}", "other ids")
 
 
-def _limits(run: Run) -> Json:
+def _sizes(run: Run) -> Json:
     path = run.require(run.features / "spec.json", "features", "marquee features")
-    values: Json = read_json(path)
-    return values
+    sizes: Json = {**read_json(path), **read_json(run.features / "summary.json")}
+    return sizes
 
 
 def _refuse(first: Job, second: Job, what: str, a: str, b: str) -> None:

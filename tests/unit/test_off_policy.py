@@ -91,7 +91,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 
 
 def test_intervals_know_that_a_users_exposures_belong_together() -> None:
-    log, target = random_log(np.random.default_rng(5), 100, CLICK)
+    log, _ = random_log(np.random.default_rng(5), 100, CLICK)
     alone = Exposures(np.arange(len(log.user)), log.propensity, log.reward)
 
     def width(of: Exposures) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,4 +142,6 @@ class Misreported:
 
 def test_wrong_propensities_are_caught(logged: Logged) -> None:
     click = shares(logged, Misreported(logged))["click"]
-    assert all(click[policy][e] <= 0.2 for policy in ("popularity", "uniform") for e in click[policy])
+    assert all(
+        click[policy][e] <= 0.2 for policy in ("popularity", "uniform") for e in click[policy]
+    )
