@@ -37,7 +37,7 @@ METRICS = {
         "Novelty@10", "mean bits of surprise, -log2 of the share of watches", 0, 2
     ),
     "popularity_lift@10": Metric(
-        "Popularity lift@10", "popularity of what is shown over that of what users watched", 0, 2
+        "Pop. lift@10", "popularity of what is shown over that of what users watched", 0, 2
     ),
     "auc": Metric("AUC", "chance that a positive scores above a negative"),
     "per_user_auc": Metric("Per-user AUC", "the same within a user, weighted by events"),
@@ -49,7 +49,7 @@ METRICS = {
 MODELS = {
     "two_tower": "Two-tower",
     "popularity": "Popularity",
-    "popularity_30_days": "Popularity, 30 days",
+    "popularity_30_days": "30-day popularity",
     "item_knn": "ItemKNN",
     "ease": "EASE",
     "ials": "iALS",
@@ -65,7 +65,7 @@ PROTOCOLS = {
         "train on the first 80% of time, tune on the next 10%, test once on the last 10%",
     ),
     "leave_last_out": (
-        "Leave last out",
+        "Leave-last-out",
         "each user's last watch is the test, the one before it the validation",
     ),
     "rolling": (
@@ -107,7 +107,7 @@ def segment(name: str) -> str:
 
 def in_order(present: Any, known: Any) -> list[str]:
     """The names of `present` in the order of `known`; others after them, by name."""
-    first = [name for name in known if name in present]
+    first = [name for name in dict.fromkeys(known) if name in present]
     return first + sorted(name for name in present if name not in known)
 
 
@@ -137,10 +137,17 @@ def listed(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+def in_text(name: str) -> str:
+    """A name inside a sentence: "Popularity" → "popularity", but EASE, iALS and LightGBM stay."""
+    capitals = sum(letter.isupper() for letter in name)
+    return name if capitals > 1 else name[:1].lower() + name[1:]
+
+
 def sentence(subject: str, verdicts: dict[str, Verdict], others: str = "baselines") -> str:
     """One sentence about `subject` from its verdict against each of the named `others`."""
-    groups = {kind: [n for n, v in verdicts.items() if v == kind] for kind in VERDICTS}
-    if len(verdicts) > 1 and len(groups["better"]) == len(verdicts):
+    order: tuple[Verdict, ...] = ("better", "none", "worse")
+    groups = {kind: [in_text(n) for n, v in verdicts.items() if v == kind] for kind in order}
+    if len(verdicts) > 2 and len(groups["better"]) == len(verdicts):
         return f"{subject} is better than all {len(verdicts)} {others}."
     words = {"better": "better than", "worse": "worse than", "none": "not shown to differ from"}
     parts = [f"{words[kind]} {listed(names)}" for kind, names in groups.items() if names]

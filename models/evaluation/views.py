@@ -21,7 +21,9 @@ def retrieval(name: str, part: Json) -> Json:
         "title": title,
         "meaning": meaning,
         "users": part["users"],
-        "sentence": compared("The two-tower retriever", part.get("paired", {}), "recall@100"),
+        "sentence": compared(
+            "the two-tower retriever", part.get("paired", {}), "recall@100", f"{title.lower()} "
+        ),
         "table": model_table(part, "two_tower"),
         "forests": forests(part.get("paired", {}), HEADLINE_METRICS),
         "paired": paired_table(part.get("paired", {})),
@@ -30,15 +32,14 @@ def retrieval(name: str, part: Json) -> Json:
     }
 
 
-def compared(subject: str, paired: Json, metric: str) -> str:
-    """The verdict over all baselines in one metric."""
+def compared(subject: str, paired: Json, metric: str, where: str = "") -> str:
+    """The verdict over all baselines in one metric (of one protocol)."""
     verdicts = {
-        names.model(other): verdict_of(values[metric], metric)
-        for other, values in paired.items()
-        if values.get(metric)
+        names.model(other): verdict_of(paired[other][metric], metric)
+        for other in names.in_order(paired, names.MODELS)
+        if paired[other].get(metric)
     }
-    text = names.sentence(subject, verdicts)
-    return f"{names.metric(metric).title}: {text}" if verdicts else text
+    return names.sentence(f"On {where}{names.metric(metric).title}, {subject}", verdicts)
 
 
 def verdict_of(difference: Json, metric: str) -> names.Verdict:
@@ -73,7 +74,7 @@ def model_table(part: Json, own: str) -> Json:
                     for name in shown
                 ],
             }
-            for model in names.in_order(models, names.MODELS)
+            for model in names.in_order(models, [own, *names.MODELS])
         ],
     }
 
@@ -199,7 +200,7 @@ def ranker(part: Json) -> Json:
     curves = part.get("reliability") or {}
     return {
         "events": part["events"],
-        "sentence": compared("The ranker", part.get("paired", {}), "auc"),
+        "sentence": compared("the ranker", part.get("paired", {}), "auc"),
         "table": model_table(part, "dlrm"),
         "forests": forests(part.get("paired", {}), ("auc", "per_user_auc", "log_loss")),
         "reliability": [
@@ -222,7 +223,7 @@ def end_to_end(part: Json) -> Json:
     return {
         "users": part["users"],
         "num_candidates": part["num_candidates"],
-        "sentence": compared("The served list", part.get("paired") or {}, "ndcg@10"),
+        "sentence": compared("the served list", part.get("paired") or {}, "ndcg@10"),
         "table": model_table(
             {"models": part["metrics"], "paired": part.get("paired")}, "served"
         ),
