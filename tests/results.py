@@ -73,7 +73,13 @@ def _protocol(numbers: _Numbers) -> dict[str, Any]:
         name: {metric: numbers.difference(ahead.get(name, 0.03)) for metric in RETRIEVAL[:5]}
         for name in BASELINES
     }
-    return {"users": numbers.count(), "models": models, "paired": paired}
+    return {
+        "users": numbers.count(),
+        "models": models,
+        "paired": paired,
+        "settings": {"ease": "Ease(l2=<200>)"},
+        "skipped": {},
+    }
 
 
 def _ranker(numbers: _Numbers) -> dict[str, Any]:

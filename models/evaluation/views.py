@@ -21,6 +21,8 @@ def retrieval(name: str, part: Json) -> Json:
         "title": title,
         "meaning": meaning,
         "users": part["users"],
+        "skipped": {names.model(k): v for k, v in (part.get("skipped") or {}).items()},
+        "settings": {names.model(k): v for k, v in (part.get("settings") or {}).items()},
         "sentence": compared(
             "the two-tower retriever", part.get("paired", {}), "recall@100", f"{title.lower()} "
         ),
@@ -213,12 +215,12 @@ def ranker(part: Json) -> Json:
 def end_to_end(part: Json) -> Json:
     """What each stage adds to the served list, or takes from it."""
     parts = [
-        ("recall_ceiling", "Recall ceiling", False,
-         "share of the relevant videos that is among the candidates; no ranker can pass it"),
-        ("ranker_lift", "Ranker's lift", True,
-         "NDCG@10 of the ranked candidates minus that of the retriever's own order"),
-        ("approximate_loss", "Loss from approximate search", True,
-         "NDCG@10 with exact search minus that with the served index"),
+        ("recall_ceiling", "recall@100", "Recall ceiling", False,
+         "share of the relevant videos that is among the candidates: no ranker can exceed it"),
+        ("ranker_lift", "ndcg@10", "Ranker's lift, NDCG@10", True,
+         "the served order minus the retriever's own order of the same candidates"),
+        ("approximate_loss", "recall@100", "Loss from approximate search, recall", True,
+         "recall of the candidates by exact search minus by the served index"),
     ]  # fmt: skip
     return {
         "users": part["users"],
@@ -228,32 +230,60 @@ def end_to_end(part: Json) -> Json:
             {"models": part["metrics"], "paired": part.get("paired")}, "served"
         ),
         "parts": [
-            {"title": title, "signed": signed, "meaning": meaning, "value": part[name]}
-            for name, title, signed, meaning in parts
-            if part.get(name)
+            {
+                "title": title, "metric": metric, "signed": signed, "meaning": meaning,
+                "value": part[name],
+            }
+            for name, metric, title, signed, meaning in parts
         ],
-        "waterfall": _waterfall(part),
+        "waterfalls": [
+            {"title": "Recall: from all relevant videos that retrieval could find to the first 10",
+             "geometry": _recall_waterfall(part)},
+            {"title": "NDCG@10: what the ranker adds", "geometry": _ndcg_waterfall(part)},
+        ],
     }  # fmt: skip
 
 
-def _waterfall(part: Json) -> Json | None:
-    """Retriever → + ranker's lift → − approximate search → served, in NDCG@10."""
-    first, last = (part["metrics"].get(name, {}).get("ndcg@10") for name in ("retriever", "served"))
-    if not (first and last and part.get("ranker_lift") and part.get("approximate_loss")):
-        return None
-    steps = [
-        (["Retriever", "alone"], first["mean"], True),
-        (["Ranker"], part["ranker_lift"]["mean"], False),
-        (["Approximate", "search"], -part["approximate_loss"]["mean"], False),
-        (["Served"], last["mean"], True),
-    ]
-    return figures.waterfall([
-        {
-            "label": label, "value": value, "total": total,
-            "text": names.decimals(value, 4, signed=not total),
-        }
-        for label, value, total in steps
-    ])  # fmt: skip
+def _recall_waterfall(part: Json) -> Json:
+    """Exact candidates → − approximate search → ceiling → − below the first 10 → served."""
+    ceiling, loss = part["recall_ceiling"]["mean"], part["approximate_loss"]["mean"]
+    served = part["metrics"]["served"]["recall@10"]["mean"]
+    return _waterfall(
+        [
+            (["Exact", "candidates"], ceiling + loss, True),
+            (["Approximate", "search"], -loss, False),
+            (["Recall", "ceiling"], ceiling, True),
+            (["Below the", "first 10"], served - ceiling, False),
+            (["Served", "first 10"], served, True),
+        ]
+    )
+
+
+def _ndcg_waterfall(part: Json) -> Json:
+    """The retriever's order → + ranker's lift → served."""
+    first, last = (part["metrics"][name]["ndcg@10"]["mean"] for name in ("retriever", "served"))
+    lift = part["ranker_lift"]["mean"]
+    return _waterfall(
+        [
+            (["Retriever's", "order"], first, True),
+            (["Ranker"], lift, False),
+            (["Served"], last, True),
+        ]
+    )
+
+
+def _waterfall(steps: list[tuple[list[str], float, bool]]) -> Json:
+    return figures.waterfall(
+        [
+            {
+                "label": label,
+                "value": value,
+                "total": total,
+                "text": names.decimals(value, 4, signed=not total),
+            }
+            for label, value, total in steps
+        ]
+    )
 
 
 def comparison(name: str, part: Json) -> Json:

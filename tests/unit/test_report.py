@@ -182,6 +182,7 @@ def test_links_lead_somewhere(page: Page, result: dict[str, Any]) -> None:
 def test_text_is_escaped(html: str, page: Page) -> None:
     assert "movies <b>&amp;" in page.text
     assert "<b>&amp;" not in html and "available &amp; published" in html
+    assert "Ease(l2=<200>)" in page.text
 
 
 def test_same_result_same_bytes(html: str, tmp_path: Path) -> None:
@@ -214,12 +215,15 @@ def test_odd_values(result: dict[str, Any]) -> None:
             policy["snips"] = {"mean": None, "low": None, "high": None}
     changed["off_policy"]["coverage"] = None
     temporal = changed["retrieval"]["temporal"]["models"]
-    del temporal["ease"]["mrr"]
+    del temporal["item_knn"]["mrr"]
     temporal["ials"]["mrr"]["mean"] = float("nan")
     for model in temporal.values():
         model["segments"]["new"] = {"users": 0}
+    del temporal["ease"], changed["retrieval"]["temporal"]["paired"]["ease"]
+    changed["retrieval"]["temporal"]["skipped"] = {"ease": "too <many> videos"}
     page = Page(render_report(changed))
     assert "Truth" not in page.text and "one seed" in page.text and "–" in page.text
+    assert "EASE was not run: too <many> videos." in page.text
     assert not re.search(r"\bnan\b", page.text, re.I)
 
 
