@@ -64,9 +64,10 @@ def evaluate_off_policy(
 
 
 def _test_samples(store: FeatureStore, seed: int) -> pd.DataFrame:
-    """Exposures of the test part with their propensities; of random users if there are many."""
+    """Exposures of the test part that have a propensity; of random users if there are many."""
     frames = [read_frame(path) for path in store.samples("test")]
-    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    frame = pd.concat([f[f["propensity"] > 0] for f in frames]) if frames else pd.DataFrame()
+    frame = frame.reset_index(drop=True)
     if len(frame) <= MAX_EXPOSURES:
         return frame
     users, sizes = np.unique(frame["user_row"], return_counts=True)
@@ -91,7 +92,8 @@ def _eligible(
     """What the policies may show, and that rule in words.
 
     Anything but the simulator does not say which videos its logging policy could have shown. Then
-    it is every video that the log shows at all; the mean weight tells where that is too much.
+    it is every video that the log shows with a propensity; the mean weight tells where that is too
+    much.
     """
     user, time = (samples[name].to_numpy(np.int64) for name in ("user_row", "timestamp"))
     shown, past = _exposures(store, user)
@@ -101,22 +103,23 @@ def _eligible(
         rule = "available in the user's country, within the age limit and already published"
     else:
         publish = np.zeros(len(store.video("video_id")) + 1, np.int64)
-        rule = "shown anywhere in the log"
+        rule = "shown with a propensity anywhere in the log"
         if contract.has_publish_time:
             publish = np.asarray(store.video("publish_time"))
-            rule = "already published and shown anywhere in the log"
+            rule = "already published and shown with a propensity anywhere in the log"
         shelves = Shelves.arrange([shown], publish)
         group, until = np.zeros(len(user), np.int64), time
     return Eligible(shelves, group, shelves.until(group, until), recent), rule
 
 
 def _exposures(store: FeatureStore, users: Int64) -> tuple[Int64, tuple[Int64, Int64, Int64]]:
-    """(videos that were ever shown, (user, time, video) of the exposures of `users` in order)."""
+    """(videos ever shown with a propensity, (user, time, video) of what `users` were shown)."""
     columns = ["user_row", "timestamp", "video_row"]
     shown, parts = np.zeros(0, np.int64), []
     for path in store.samples("train", "valid", "test"):
-        frame = read_frame(path, columns=columns)
-        shown = np.union1d(shown, frame["video_row"].to_numpy(np.int64))
+        frame = read_frame(path, columns=[*columns, "propensity"])
+        drawn = frame.loc[frame["propensity"] > 0, "video_row"]
+        shown = np.union1d(shown, drawn.to_numpy(np.int64))
         parts.append(frame[frame["user_row"].isin(users)])
     past = pd.concat(parts).sort_values(columns[:2], kind="stable")
     user, time, video = (past[name].to_numpy(np.int64) for name in columns)
