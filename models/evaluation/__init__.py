@@ -1,1 +1,1 @@
-"""How good a run is: protocols, baselines, off-policy estimates, and the report about them."""
+"""Evaluation: metrics per user, intervals, protocols, baselines, and the result of a run."""

@@ -35,7 +35,7 @@ def resampled_means(values: Float64, samples: int = SAMPLES, seed: int = 0) -> F
         size = min(batch, samples - start)
         drawn = generator.integers(0, count, (size, count)) + np.arange(size)[:, None] * count
         weights = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
-        means.append(weights @ values / count)
+        means.append(weights.astype(np.float64) @ values / count)
     return np.concatenate(means)
 
 
@@ -45,15 +45,20 @@ def bounds(means: Float64, level: float = LEVEL) -> tuple[Float64, Float64]:
     return low, high
 
 
+def summary(name: str, values: Float64, resampled: Float64) -> dict[str, float]:
+    """{name: mean of the values, "low", "high"}: the percentile interval of `resampled`."""
+    low, high = bounds(resampled)
+    return {name: float(values.mean()), "low": float(low), "high": float(high)}
+
+
 def interval(values: Float64, samples: int = SAMPLES, seed: int = 0) -> dict[str, float]:
     """{"mean", "low", "high"} of values per user, float64 [users]."""
-    low, high = bounds(resampled_means(values, samples, seed))
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+    return summary("mean", values, resampled_means(values, samples, seed))
 
 
 def paired_interval(
     ours: Float64, theirs: Float64, samples: int = SAMPLES, seed: int = 0
 ) -> dict[str, float]:
     """{"difference", "low", "high"} of mean(ours) - mean(theirs), user by user."""
-    result = interval(ours - theirs, samples, seed)
-    return {"difference": result.pop("mean"), **result}
+    values = ours - theirs
+    return summary("difference", values, resampled_means(values, samples, seed))

@@ -14,6 +14,7 @@ import numpy as np
 
 from models.evaluation import names, views
 from models.evaluation.bootstrap import interval, paired_interval
+from models.evaluation.ranker_metrics import Events, Predictions, ranker_values
 from models.evaluation.report import json_link, render
 from models.metrics import Float64, Int64
 from workflow.errors import ConfigError, MissingArtifactError
@@ -22,7 +23,11 @@ from workflow.run import Run, read_json, write_bytes
 
 Json = dict[str, Any]
 FORMAT = 2
-OWN_MODELS = ("two_tower", "served")  # what a run trained itself; baselines are not compared
+OWN_MODELS = (
+    "two_tower",
+    "dlrm",
+    "served",
+)  # what a run trained itself; baselines are not compared
 # What tells apart data and splits of the same contract, in spec.json and summary.json.
 SIZES = ("num_users", "num_videos", "valid_from", "test_from", "last_event")
 COUNTS = ("num_train", "num_valid", "num_test")
@@ -50,7 +55,7 @@ class Evaluated:
                 next_step=f"marquee evaluate --run {run}",
             )
         with np.load(values, allow_pickle=False) as arrays:
-            return cls(run, result, {name: arrays[name] for name in arrays.files})
+            return cls(run, result, _with_ranker({name: arrays[name] for name in arrays.files}))
 
     def users(self, group: str) -> Int64:
         """Rows of the users that a protocol was evaluated on; int64 [users]."""
@@ -60,6 +65,19 @@ class Evaluated:
         """Mean over seeds of each user's value; float64 [users], None where there is none."""
         values = self.per_user.get(f"{group}/{model}/{metric}")
         return None if values is None else np.atleast_2d(values).astype(np.float64).mean(axis=0)
+
+
+def _with_ranker(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Predictions per event become values per user, like all others."""
+    predicted, label = arrays.get("ranker/dlrm/p"), arrays.get("ranker/label")
+    if predicted is None or label is None:
+        return arrays
+    user = arrays["ranker/user_row"]
+    events = Events(user, label, np.full(len(label), np.nan, np.float32))
+    by_seed = [ranker_values(events, Predictions(p)) for p in np.atleast_2d(predicted)]
+    values = {f"ranker/dlrm/{m}": np.stack([one[m] for one in by_seed]) for m in by_seed[0]}
+    kept = {name: value for name, value in arrays.items() if not name.startswith("ranker/")}
+    return {**kept, **values, "ranker/user_row": np.unique(user)}
 
 
 def compare_runs(first: Job, second: Job) -> Json:
@@ -123,14 +141,16 @@ def _refuse(first: Job, second: Job, what: str, a: str, b: str) -> None:
 
 
 def _groups(a: Evaluated, b: Evaluated) -> list[str]:
-    """Protocols, and "end_to_end", that both runs have values of."""
+    """Protocols, "ranker" and "end_to_end", where both runs have values."""
     present = [
         {name.partition("/")[0] for name in run.per_user if name.endswith("/user_row")}
         for run in (a, b)
     ]
     return [
         group
-        for group in names.in_order(present[0] & present[1], [*names.PROTOCOLS, "end_to_end"])
+        for group in names.in_order(
+            present[0] & present[1], [*names.PROTOCOLS, "ranker", "end_to_end"]
+        )
         if _metrics(a, group).keys() & _metrics(b, group).keys()
     ]
 

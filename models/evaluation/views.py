@@ -288,7 +288,7 @@ def _waterfall(steps: list[tuple[list[str], float, bool]]) -> Json:
 
 def comparison(name: str, part: Json) -> Json:
     """One protocol of two runs: rows of metrics, and a forest plot of those in [0, 1]."""
-    title, meaning = names.PROTOCOLS.get(name, (names.protocol(name), "the list that is served"))
+    title, meaning = names.PROTOCOLS.get(name, (names.protocol(name), ""))
     rows = [
         {"name": metric, "words": names.VERDICTS.get(values["verdict"], "")} | values
         for metric, values in part["metrics"].items()

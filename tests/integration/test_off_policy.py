@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 import models.compat  # noqa: F401
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from models.evaluation.off_policy import ESTIMATORS, holds
 from models.evaluation.off_policy_run import evaluate_off_policy
