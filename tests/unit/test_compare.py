@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from models.evaluation.compare import compare_runs, render_comparison
+from models.metrics import auc
 from tests.fixtures import make_config, make_contract
 from workflow.cli import app
 from workflow.errors import ConfigError, MissingArtifactError
@@ -58,6 +59,7 @@ def made(
         "novelty@10": base + gain + noise,
     }
     arrays = {f"temporal/two_tower/{name}": values for name, values in metrics.items()}
+    arrays |= ranker_arrays(gain, len(seeds))
     arrays |= {"temporal/user_row": row, "temporal/ease/recall@100": metrics["mrr"]}
     run.evaluation.mkdir(parents=True)
     np.savez(run.evaluation / "per_user.npz", **arrays)
@@ -68,9 +70,36 @@ def made(
     return Job.load(run)
 
 
+def ranker_arrays(gain: float, seeds: int) -> dict[str, Any]:
+    """Ten events of each of 50 users; with a gain, probabilities follow the labels."""
+    rng = np.random.default_rng(1)
+    label = (rng.random(500) < 0.4).astype(np.float32)
+    p = rng.uniform(0.1, 0.9, 500) + 10 * gain * (label - 0.4)
+    return {
+        "ranker/label": label,
+        "ranker/user_row": np.repeat(np.arange(50), 10),
+        "ranker/dlrm/p": np.tile(p.astype(np.float32).clip(0.01, 0.99), (seeds, 1)),
+        "ranker/bias/p": np.full((1, 500), 0.4, np.float32),
+    }
+
+
+def test_rankers_are_compared_too(tmp_path: Path) -> None:
+    a, b = made(tmp_path / "a"), made(tmp_path / "bb", gain=0.03, seeds=(1, 2, 3))
+    part = compare_runs(a, b)["groups"]["ranker"]
+    assert part["users"] == 50
+    assert set(part["metrics"]) == {"auc", "per_user_auc", "log_loss", "ece"}
+    arrays = [ranker_arrays(gain, 1) for gain in (0.0, 0.03)]
+    aucs = [auc(values["ranker/label"], values["ranker/dlrm/p"][0]) for values in arrays]
+    values = part["metrics"]["auc"]
+    assert values["first"]["mean"] == pytest.approx(aucs[0])
+    assert values["difference"] == pytest.approx(aucs[1] - aucs[0])
+    assert values["verdict"] == "better" and part["metrics"]["log_loss"]["verdict"] == "better"
+    assert part["metrics"]["log_loss"]["difference"] < 0
+
+
 def test_a_planted_gain_is_found(tmp_path: Path) -> None:
     result = compare_runs(made(tmp_path / "a"), made(tmp_path / "bb", gain=0.03))
-    assert set(result["groups"]) == {"temporal"}
+    assert list(result["groups"]) == ["temporal", "ranker"]
     part = result["groups"]["temporal"]
     assert part["users"] == USERS
     recall = part["metrics"]["recall@100"]
