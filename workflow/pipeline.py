@@ -121,7 +121,7 @@ def run_all(job: Job, output: Output, **options: bool) -> list[dict[str, Any]]:
 
 
 def evaluate(job: Job, output: Output) -> dict[str, Any]:
-    """All protocols, baselines, the ranker and the served list; see models/evaluation.
+    """All protocols, baselines, the ranker, the served list, off-policy; see models/evaluation.
 
     Further seeds are trained in `evaluation/seed-<n>`. Leave-last-out holds out other events than
     the run's temporal split, so it trains retrievers of its own in `evaluation/leave_last_out` of
@@ -129,6 +129,8 @@ def evaluate(job: Job, output: Output) -> dict[str, Any]:
     """
     from models.evaluation.evaluate import evaluate as evaluate_models
     from models.evaluation.learned import Trained
+    from models.evaluation.off_policy_run import evaluate_off_policy
+    from models.evaluation.report import write_report
 
     job.run.require(job.run.ranker, "ranker", "marquee train")
     first = job.config.seed
@@ -144,7 +146,11 @@ def evaluate(job: Job, output: Output) -> dict[str, Any]:
             [Trained(one.run, one.config) for one in others],
             report=report,
         )
+        evaluation.result["off_policy"] = evaluate_off_policy(
+            job.run, job.config, job.contract, report
+        )
         evaluation.save(job.run)
+        write_report(evaluation.result, job.run.evaluation / "report.html")
     return evaluation.result
 
 
