@@ -229,6 +229,10 @@ class Contract(_Strict):
         return self.has_label and self.watched == "all"
 
     @property
+    def has_propensity(self) -> bool:
+        return self.events.one("propensity") is not None
+
+    @property
     def has_publish_time(self) -> bool:
         return self.videos is not None and self.videos.one("publish_time") is not None
 

@@ -84,6 +84,8 @@ def build_samples(
     )
     if contract.has_watch_time:
         columns["watch_s"] = events["watch_s"].to_numpy(np.float32)
+    if contract.has_propensity:
+        columns["propensity"] = events["propensity"].to_numpy(np.float32)
     samples = pd.DataFrame(columns)
     for name, values in video_numbers(samples, contract, known).items():
         samples[name] = values
