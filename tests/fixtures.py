@@ -28,6 +28,7 @@ def make_contract(
     lists: bool = True,
     publish_time: bool = True,
     numbers: bool = True,
+    propensity: bool = False,
 ) -> Contract:
     """A contract over the columns that `make_tables` writes, with or without each kind."""
 
@@ -44,6 +45,7 @@ def make_contract(
     ]
     events += [column("clicked", "label", "int64")] if label else []
     events += [column("seconds", "watch_s", "float32")] if watch_time else []
+    events += [column("chance", "propensity", "float32")] if propensity else []
     if context:
         events.append(feature("device", "context", "categorical", "string"))
         events.append(feature("slot", "context", "categorical", "int64"))
@@ -120,6 +122,7 @@ def random_events(
     events["label"] = events["watched"].astype(np.float32)
     seconds = np.where(events["watched"], rng.lognormal(4, 1, num_events), 0)
     events["watch_s"] = np.where(rng.random(num_events) < 0.1, np.nan, seconds).astype(np.float32)
+    events["propensity"] = np.linspace(0.01, 1, num_events, dtype=np.float32)
     events["device"] = rng.choice(np.array(["tv", "phone", "web", None], object), num_events)
     events["slot"] = pd.array(rng.integers(0, 4, num_events), "Int64")
     events.loc[events.index[: num_events // 10], "slot"] = pd.NA
@@ -142,6 +145,7 @@ def write_run(folder: Path, contract: Contract, tables: Tables, *, num_partition
     columns = ["user_row", "video_row", "timestamp", "watched"]
     columns += ["label"] if contract.has_label else []
     columns += ["watch_s"] if contract.has_watch_time else []
+    columns += ["propensity"] if contract.has_propensity else []
     columns += [c.name for c in contract.features("context")]
     bounds = np.linspace(0, len(tables.users) + 1, num_partitions + 1).astype(int)
     for part, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):

@@ -330,6 +330,21 @@ def evaluate(run: RunOption = None, set_: SetOption = None, json: JsonOption = F
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to compare with.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that is judged.")],
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write the comparison as HTML.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare two evaluated runs of the same data: side by side, with paired tests."""
+    from workflow.verbs import print_comparison
+
+    print_comparison(_existing(first), _existing(second), Output(json), report)
+
+
+@app.command()
 def init(
     folder: Annotated[
         Path,

@@ -111,6 +111,14 @@ class ServingConfig(_Strict):
     exclude_watched: bool = True
 
 
+class EvaluationConfig(_Strict):
+    """How thoroughly `marquee evaluate` measures."""
+
+    seeds: int = Field(1, ge=1, le=20)  # trainings in all; seeds follow the run's own
+    max_queries: int = Field(20_000, ge=100)  # per protocol; more are sampled
+    rolling_per_user: int = Field(10, ge=1)  # requests of one user while the history advances
+
+
 class SimConfig(_Strict):
     """Size and seed of the simulated video service (dataset = "sim")."""
 
@@ -133,6 +141,7 @@ class Config(_Strict):
     ranker: RankerConfig = RankerConfig()
     index: IndexConfig = IndexConfig()
     serving: ServingConfig = ServingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     sim: SimConfig = SimConfig()
 
 

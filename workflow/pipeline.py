@@ -9,6 +9,7 @@ not load TensorFlow for another.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -120,49 +121,79 @@ def run_all(job: Job, output: Output, **options: bool) -> list[dict[str, Any]]:
 
 
 def evaluate(job: Job, output: Output) -> dict[str, Any]:
-    """Retrieval under both protocols, the ranker, and popularity for comparison.
+    """All protocols, baselines, the ranker, the served list, off-policy; see models/evaluation.
 
-    Leave-last-out holds out other events than the run's temporal split, so it trains a retriever
-    of its own in `evaluation/leave_last_out` (skipped while current).
+    Further seeds are trained in `evaluation/seed-<n>`. Leave-last-out holds out other events than
+    the run's temporal split, so it trains retrievers of its own in `evaluation/leave_last_out` of
+    each seed. What is current is not trained again.
     """
-    from models.evaluate import evaluate_popularity, evaluate_ranker, evaluate_retrieval
-    from workflow.run import write_json
+    from models.evaluation.evaluate import evaluate as evaluate_models
+    from models.evaluation.learned import Trained
+    from models.evaluation.off_policy_run import evaluate_off_policy
+    from models.evaluation.report import write_report
 
-    with output.stage("Evaluate temporal"):
-        job.run.require(job.run.ranker, "ranker", "marquee train")
-        temporal = evaluate_retrieval(job.run, job.config)
-        baselines = {
-            "popularity": evaluate_popularity(job.run),
-            "popularity_30_days": evaluate_popularity(job.run, recent_only=True),
-        }
-        ranker = evaluate_ranker(job.run, job.config)
-    other = leave_last_out(job, output)
-    with output.stage("Evaluate leave-last-out"):
-        last_out = evaluate_retrieval(other.run, other.config)
-        last_out_baselines = {"popularity": evaluate_popularity(other.run)}
-    result = {
-        "retrieval": {"temporal": temporal, "leave_last_out": last_out},
-        "ranker": ranker,
-        "baselines": {"temporal": baselines, "leave_last_out": last_out_baselines},
-    }
-    write_json(job.run.evaluation / "metrics.json", result)
-    return result
+    job.run.require(job.run.ranker, "ranker", "marquee train")
+    first = job.config.seed
+    jobs = [job]
+    jobs += [_seed(job, first + n, output) for n in range(1, job.config.evaluation.seeds)]
+    others: list[Job] = []
+    if job.config.split.protocol == "temporal":
+        for one in jobs:
+            others.append(leave_last_out(one, output, others[0] if others else None))
+    with output.stage("Evaluate") as report:
+        evaluation = evaluate_models(
+            [Trained(one.run, one.config) for one in jobs],
+            [Trained(one.run, one.config) for one in others],
+            report=report,
+        )
+        evaluation.result["off_policy"] = evaluate_off_policy(
+            job.run, job.config, job.contract, report
+        )
+        evaluation.save(job.run)
+        write_report(evaluation.result, job.run.evaluation / "report.html")
+    return evaluation.result
 
 
-def leave_last_out(job: Job, output: Output) -> Job:
+def _seed(job: Job, seed: int, output: Output) -> Job:
+    """The same data, features and settings, trained with another seed."""
+    other = Job(
+        Run(job.run.evaluation / f"seed-{seed}"), job.config.model_copy(update={"seed": seed})
+    )
+    _link(other, job, "validate", "features")
+    run_stages(other, output, ("train_retriever", "train_ranker", "index"))
+    return other
+
+
+def leave_last_out(job: Job, output: Output, first: Job | None = None) -> Job:
     """The same data and settings, trained without each user's last watches.
 
     The validation part is one watch per user, too little to be worth a second training with it.
+
+    Args:
+        first: the leave-last-out job of another seed, whose features are used.
     """
     split = job.config.split.model_copy(update={"protocol": "leave_last_out"})
     retriever = job.config.retriever.model_copy(update={"refit": False})
-    run = Run(job.run.evaluation / "leave_last_out")
-    other = Job(run, job.config.model_copy(update={"split": split, "retriever": retriever}))
-    run.root.mkdir(parents=True, exist_ok=True)
-    if not run.data.exists():
-        run.data.symlink_to("../../data")
-    save_contract(run, job.contract)
-    recorded = job.run.recorded("validate") or {"key": ""}
-    run.record("validate", recorded["key"], 0.0, {})
-    run_stages(other, output, ("features", "train_retriever"))
+    settings = job.config.model_copy(update={"split": split, "retriever": retriever})
+    other = Job(Run(job.run.evaluation / "leave_last_out"), settings)
+    _link(other, job, "validate")
+    if first is None:
+        run_stages(other, output, ("features", "train_retriever"))
+    else:
+        _link(other, first, "features")
+        run_stages(other, output, ("train_retriever",))
     return other
+
+
+def _link(job: Job, source: Job, *stages: str) -> None:
+    """Let `job` use the results of stages that `source` has carried out."""
+    job.run.root.mkdir(parents=True, exist_ok=True)
+    save_contract(job.run, source.contract)
+    made = {stage.name: stage.made for stage in STAGES}
+    for name in stages:
+        ours, theirs = made[name](job.run), made[name](source.run)
+        if not ours.exists():
+            ours.unlink(missing_ok=True)
+            ours.symlink_to(os.path.relpath(theirs, ours.parent))
+        recorded = source.run.recorded(name) or {"key": ""}
+        job.run.record(name, recorded["key"], 0.0, {})

@@ -235,6 +235,10 @@ class Contract(_Strict):
         return self.events.one("label") is not None
 
     @property
+    def has_propensity(self) -> bool:
+        return self.events.one("propensity") is not None
+
+    @property
     def has_publish_time(self) -> bool:
         return self.videos is not None and self.videos.one("publish_time") is not None
 

@@ -199,16 +199,66 @@ def print_benchmark(job: Job, output: Output, concurrencies: list[int], duration
 
 
 def print_evaluation(job: Job, output: Output) -> None:
-    """Tables of retrieval and ranking metrics beside popularity."""
+    """Tables of retrieval, ranking and off-policy estimates; where the report is."""
+    from models.evaluation import names
+
     result = pipeline.evaluate(job, output)
-    names = ["recall@10", "recall@100", "ndcg@10", "coverage@10"]
-    for protocol, metrics in result["retrieval"].items():
-        rows = [["two-tower", *(f"{metrics[name]:.4f}" for name in names)]]
-        for baseline, values in result["baselines"][protocol].items():
-            rows.append([baseline, *(f"{values[name]:.4f}" for name in names)])
-        title = f"Retrieval, {protocol}, {metrics['users']:,} users"
-        output.table(title, ["model", *names], rows)
-    rows = [[name, f"{value:.4f}"] for name, value in result["ranker"].items()]
-    output.table("Ranker, test part", ["metric", "value"], rows)
-    made = f"Saved in {job.run.evaluation}."
+    for protocol, part in result["retrieval"].items():
+        title = f"Retrieval, {names.protocol(protocol)}, {part['users']:,} users"
+        shown = ["recall@10", "recall@100", "ndcg@10", "coverage@10"]
+        output.table(title, *_metric_table(part["models"], shown))
+    title = f"Ranker, {result['ranker']['events']:,} events of the test part"
+    shown = ["auc", "per_user_auc", "log_loss", "ece", "watch_mae_s", "xauc"]
+    output.table(title, *_metric_table(result["ranker"]["models"], shown))
+    if result["end_to_end"]:
+        title = f"Served list, {result['end_to_end']['users']:,} users"
+        shown = ["recall@10", "ndcg@10", "coverage@10"]
+        output.table(title, *_metric_table(result["end_to_end"]["metrics"], shown))
+    made = f"Report: {job.run.evaluation / 'report.html'} (numbers in metrics.json beside it)."
     output.finish(result, made, f"marquee serve --run {job.run}")
+
+
+def _metric_table(models: dict[str, Any], shown: list[str]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of the means of those metrics that any of the models has."""
+    from models.evaluation import names
+
+    shown = [name for name in shown if any(name in metrics for metrics in models.values())]
+    rows = [
+        [
+            names.model(model),
+            *(names.shown(m, metrics[m]["mean"]) if m in metrics else "" for m in shown),
+        ]
+        for model, metrics in models.items()
+    ]
+    return ["model", *(names.metric(name).title for name in shown)], rows
+
+
+def print_comparison(first: Job, second: Job, output: Output, report: Path | None) -> None:
+    """Two runs side by side per protocol and metric, with a verdict on the second."""
+    from models.evaluation import compare, names
+
+    comparison = compare.compare_runs(first, second)
+    for group, part in comparison["groups"].items():
+        rows = [_compared_row(name, values) for name, values in part["metrics"].items()]
+        columns = ["metric", "first", "second", "difference", "95% interval", "second run is"]
+        title = f"{names.protocol(group)}, {part['users']:,} users in both"
+        output.table(title, columns, rows)
+    made = compare.summary(comparison)
+    if report is not None:
+        compare.write_comparison(comparison, report)
+        made += f"\nWrote {report}."
+    output.finish(comparison, made)
+
+
+def _compared_row(name: str, values: dict[str, Any]) -> list[str]:
+    from models.evaluation import names
+
+    low, high = (names.shown(name, values[end], signed=True) for end in ("low", "high"))
+    return [
+        names.metric(name).title,
+        names.shown(name, values["first"]["mean"]),
+        names.shown(name, values["second"]["mean"]),
+        names.shown(name, values["difference"], signed=True),
+        f"{low} to {high}",
+        names.VERDICTS.get(values["verdict"], ""),
+    ]

@@ -105,6 +105,18 @@ def test_many_row_groups_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
 
 
+def test_propensities_are_kept_beside_the_features(tmp_path: Path) -> None:
+    contract = make_contract(propensity=True)
+    run = write_run(tmp_path / "run", contract, TABLES, num_partitions=3)
+    build_features(run, CONFIG, contract)
+    spec = FeatureSpec.load(run.features / "spec.json")
+    assert "propensity" not in [feature.name for feature in spec.features]
+    keys = ["user_row", "video_row", "timestamp", "propensity"]
+    kept = pd.concat([samples(run, part)[keys] for part in ("train", "valid", "test")])
+    expected = TABLES.events[keys].sort_values(keys, ignore_index=True)
+    pd.testing.assert_frame_equal(kept.sort_values(keys, ignore_index=True), expected)
+
+
 def test_temporal_parts(runs: dict[int, Run]) -> None:
     spec = FeatureSpec.load(runs[1].features / "spec.json")
     train, valid, test = (samples(runs[1], part) for part in ("train", "valid", "test"))

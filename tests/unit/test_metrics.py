@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import metrics
 from models.metrics import (
     Lists,
     auc,
@@ -74,12 +75,13 @@ def test_hits_and_lists() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 512])
-def test_top_k_is_exact(batch_size: int) -> None:
+def test_top_k_is_exact(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MAX_SCORES", batch_size * 41)
     rng = np.random.default_rng(3)
     queries = rng.normal(size=(20, 5)).astype(np.float32)
     candidates = rng.normal(size=(41, 5)).astype(np.float32)
     excluded = [rng.choice(np.arange(1, 41), 6, replace=False).tolist() for _ in range(20)]
-    found = top_k(queries, candidates, lists(*excluded), 12, batch_size)
+    found = top_k(queries, candidates, lists(*excluded), 12)
     for query, seen, row in zip(queries, excluded, found.tolist(), strict=True):
         scores = {v: float(query @ candidates[v]) for v in range(1, 41) if v not in seen}
         assert row == sorted(scores, key=lambda v: -scores[v])[:12]

@@ -50,9 +50,22 @@ def known(events: pd.DataFrame, num_users: int, num_videos: int) -> Known:
     return Known(histories, daily, num_videos, None, 0.5)
 
 
+def test_propensity_goes_with_its_exposure() -> None:
+    tables = make_tables(num_users=10, num_videos=50, num_events=300)
+    part, lookup = np.zeros(300, np.int8), known(tables.events, 10, 50)
+    contract = make_contract(publish_time=False, propensity=True)
+    samples = build_samples(tables.events, part, contract, make_config(), lookup)
+    assert samples["propensity"].tolist() == tables.events["propensity"].tolist()
+    assert samples["propensity"].dtype == np.float32
+    without = build_samples(
+        tables.events, part, make_contract(publish_time=False), make_config(), lookup
+    )
+    assert "propensity" not in without
+
+
 @pytest.mark.parametrize("negatives", [1, 4])
 def test_negatives(negatives: int) -> None:
-    contract = make_contract(label=False, publish_time=False)
+    contract = make_contract(label=False, publish_time=False, propensity=True)
     config = make_config(ranker={"sampled_negatives": negatives})
     tables = make_tables(num_users=10, num_videos=50, num_events=300)
     events = tables.events.drop(columns="label").assign(watched=True)
@@ -64,6 +77,7 @@ def test_negatives(negatives: int) -> None:
     assert (watches["label"] == 1).all() and (watches["watched"] == 1).all()
     assert (drawn["label"] == 0).all() and (drawn["watched"] == 0).all()
     assert drawn["watch_s"].isna().all() and watches["watch_s"].notna().any()
+    assert drawn["propensity"].isna().all() and watches["propensity"].notna().all()
     assert drawn["video_row"].between(1, 50).all() and drawn["video_row"].nunique() == 50
     assert watches["video_row"].tolist() == events["video_row"].tolist()
     same = ["user_row", "timestamp", "history_end", "session_start", "user_event_count", "hour"]

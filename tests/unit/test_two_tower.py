@@ -14,8 +14,13 @@ import pytest
 import tensorflow as tf
 
 from models.blocks import drop_ids
-from models.evaluate import evaluate_popularity, evaluate_retrieval
+from models.evaluation.baselines import Popularity
+from models.evaluation.learned import Trained
+from models.evaluation.retrieval import Bench
+from models.evaluation.tuning import baseline_scorer
+from models.evaluation.watches import Catalogue, Watches
 from models.inputs import FeatureTables
+from models.queries import held_out_queries
 from models.retriever import load_two_tower, train_retriever, watch_counts
 from models.training import Fit, gradient_step, load_weights, save_weights
 from models.two_tower import (
@@ -123,7 +128,15 @@ def run(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Run:
 
 
 def test_planted_clusters_are_found(run: Run, config: Config) -> None:
-    learned, popular = evaluate_retrieval(run, config), evaluate_popularity(run)
+    trained = Trained(run, config)
+    queries = held_out_queries(trained.store, "test", trained.query_columns)
+    watches = Watches.read(trained.store, trained.spec, "train", "valid")
+    bench = Bench(queries, Catalogue(watches.counts))
+    popularity = baseline_scorer(Popularity().fit(watches), queries, NUM_VIDEOS)
+    learned, popular = (
+        {name: values.mean() for name, values in bench.judge(scorer).values.items()}
+        for scorer in (trained.two_tower(queries), popularity)
+    )
     # A cluster has 60 videos of 240: whoever knows it has them all in the first hundred.
     assert learned["recall@100"] > 0.95 > 2 * popular["recall@100"] - 0.2
     assert learned["recall@10"] > 2.5 * popular["recall@10"]

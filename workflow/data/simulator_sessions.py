@@ -15,6 +15,7 @@ from workflow.data.simulator_world import DAY, LOG_END, UTC_OFFSET_S, World
 
 MEAN_SESSION = 9  # exposures, before the cut at MAX_SESSION
 MAX_SESSION = 3 * PAGE_SIZE
+MAX_PACE_S = 7  # between two places of a page
 SESSION_SPAN_S = 2 * (120 + 1_800) + PAGE_SIZE * 8  # no session lasts longer
 WEEKEND = 1.3  # activity on Saturdays and Sundays
 INTENT_SHARE = np.array([0.40, 0.25, 0.20, 0.15])  # browse, mood, continue, explore
@@ -97,7 +98,7 @@ def plan_sessions(world: World, rng: np.random.Generator, first: int, counts: Ar
     page_session = session[position == 0]
     pause = 120 + np.minimum(rng.exponential(600, len(start)), 1_800).astype(np.int64)
     page_time = start[page_session] + page_number[position == 0] * pause[page_session]
-    pace = rng.integers(2, 8, len(page_time))  # seconds between two places of the page
+    pace = rng.integers(2, MAX_PACE_S + 1, len(page_time))  # seconds between two places of the page
     opens = np.flatnonzero(np.diff(session_user, prepend=-1))
     per_user = np.diff(opens, append=len(session_user))
     return Plan(
@@ -170,18 +171,45 @@ def _session_kinds(
 def make_pages(
     world: World, policy: Policy, rng: np.random.Generator, plan: Plan, first: int, last: int
 ) -> PagePolicy:
-    """What the policy knows at each page: a user's taste with a lasting error, and the intent."""
-    user = plan.session_user[plan.page_session]
-    intent = plan.session_intent[plan.page_session]
-    mood = plan.session_mood[plan.page_session]
-    error = rng.standard_normal((last - first, world.videos.vector.shape[1]))
-    error *= POLICY_ERROR / np.sqrt(error.shape[1])
-    guess = unit(taste_at(world, user, plan.page_time) + error[user - first])
+    """What the policy knows at each page of users [first, last)."""
+    error = policy_error(world, rng, last - first)
+    session = plan.page_session
+    user = plan.session_user[session]
+    intent, mood = plan.session_intent[session], plan.session_mood[session]
+    return pages_at(
+        world, policy, error[user - first],
+        user=user, time=plan.page_time, intent=intent, mood=mood,
+    )  # fmt: skip
+
+
+def policy_error(world: World, rng: np.random.Generator, count: int) -> Array:
+    """Lasting errors of the policy about `count` users; float64 [count, DIMENSIONS]."""
+    error = rng.standard_normal((count, world.videos.vector.shape[1]))
+    return np.asarray(error * (POLICY_ERROR / np.sqrt(error.shape[1])))
+
+
+def pages_at(
+    world: World,
+    policy: Policy,
+    error: Array,
+    *,
+    user: Array,
+    time: Array,
+    intent: Array,
+    mood: Array,
+) -> PagePolicy:
+    """The policy at pages asked for by users at times: a taste with an error, and the intent.
+
+    Args:
+        error: [pages, DIMENSIONS], of each page's user.
+        user, time, intent, mood: int [pages]; mood -1 = none.
+    """
+    guess = unit(taste_at(world, user, time) + error)
     shelf = np.where(mood[:, None] >= 0, world.genre_vectors[mood], 0)
     return policy.at(Pages(
         country=world.users.country[user],
         maturity_limit=world.users.maturity_limit[user],
-        refresh=policy.refresh_of(plan.page_time),
+        refresh=policy.refresh_of(time),
         query=unit(guess + MOOD_IN_QUERY * shelf),
         arm_share=ARM_SHARE[intent],
     ))  # fmt: skip

@@ -185,6 +185,8 @@ class _Builder:
         for name in frame.columns:
             column = frame[name].to_numpy()
             result[name] = column.astype(np.float32 if column.dtype.kind == "f" else np.int32)
+        if self.contract.has_propensity:
+            result["propensity"] = raw["propensity"].to_numpy(np.float32)
         if self.contract.has_watch_time:
             result["log_watch"] = np.log1p(raw["watch_s"].to_numpy(np.float32))
         return result

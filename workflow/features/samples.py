@@ -86,6 +86,8 @@ def build_samples(
     )
     if contract.has_watch_time:
         columns["watch_s"] = events["watch_s"].to_numpy(np.float32)
+    if contract.has_propensity:
+        columns["propensity"] = events["propensity"].to_numpy(np.float32)
     samples = pd.DataFrame(columns)
     if not contract.has_label:
         samples = _with_negatives(samples, known.num_videos, config)
@@ -165,6 +167,7 @@ def _with_negatives(samples: pd.DataFrame, num_videos: int, config: Config) -> p
     negatives["video_row"] = generator.integers(1, num_videos + 1, len(negatives), dtype=np.int32)
     negatives["label"] = np.float32(0)
     negatives["watched"] = np.int8(0)
-    if "watch_s" in negatives:
-        negatives["watch_s"] = np.float32(np.nan)
+    for name in ("watch_s", "propensity"):  # nobody showed them
+        if name in negatives:
+            negatives[name] = np.float32(np.nan)
     return pd.concat([samples, negatives], ignore_index=True)

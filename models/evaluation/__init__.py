@@ -1,0 +1,1 @@
+"""Evaluation: metrics per user, intervals, protocols, baselines, and the result of a run."""

@@ -1,0 +1,38 @@
+"""Choice of a baseline's settings on validation data; the test part stays closed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.evaluation.baselines import Baseline
+from models.evaluation.watches import Watches, history_matrix
+from models.metrics import Scorer, ranking_metrics, top_lists
+from models.queries import Queries
+
+
+def best_on_validation(candidates: Sequence[Baseline], train: Watches, valid: Queries) -> Baseline:
+    """The candidate, fitted on `train`, with the best lists for the validation queries.
+
+    Best is the highest recall@100 + ndcg@10, the two headline metrics. A single candidate is
+    returned as it is. Queries without a history are left out, as in the headline.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    valid = valid.take(np.flatnonzero(valid.has_history))
+    qualities = [_quality(one.fit(train), valid, train.num_videos) for one in candidates]
+    return candidates[int(np.argmax(qualities))]
+
+
+def _quality(model: Baseline, queries: Queries, num_videos: int) -> float:
+    scorer = baseline_scorer(model, queries, num_videos)
+    lists = top_lists(scorer, num_videos + 1, queries.excluded, 100)
+    metrics = ranking_metrics(lists, queries.relevant)
+    return float((metrics["recall@100"] + metrics["ndcg@10"]).mean())
+
+
+def baseline_scorer(model: Baseline, queries: Queries, num_videos: int) -> Scorer:
+    """Scores of a fitted baseline by query position."""
+    histories = history_matrix(queries.excluded, num_videos)
+    return lambda at: model.scores(histories[at])
