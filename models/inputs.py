@@ -52,6 +52,7 @@ class FeatureTables:
         self.spec = spec
         self._user = {f.name: tf.constant(store.user(f.name)) for f in spec.of_group("user")}
         self._video = {f.name: tf.constant(store.video(f.name)) for f in spec.of_group("video")}
+        self._duration_s = tf.constant(store.duration_s())
         histories = store.histories()
         # One padding entry keeps look-ups valid when nobody has watched anything.
         self._watched = tf.constant(np.r_[histories.video_row, np.int32(0)])
@@ -137,6 +138,10 @@ class FeatureTables:
             name: values[..., None] if len(values.shape) == 2 else values
             for name, values in features.items()
         }
+
+    def duration_s(self, batch: Tensors) -> Any:
+        """Seconds that each sample's video lasts; float32 [batch], NaN where not known."""
+        return tf.gather(self._duration_s, batch["video_row"])
 
     def _pick(self, features: tuple[Feature, ...], batch: Tensors) -> Tensors:
         return {f.name: _column(self._value(f, batch)) for f in features}

@@ -55,7 +55,7 @@ def make_contract(
     videos.append(feature("language", "video_feature", "categorical", "string"))
     if numbers:
         users.append(feature("age", "user_feature", "continuous", "float32"))
-        videos.append(feature("duration", "video_feature", "continuous", "float32", log=True))
+        videos.append(feature("duration", "duration_s", "continuous", "float32", log=True))
     if lists:
         users.append(feature("likes", "user_feature", "multi_hot", "string"))
         videos.append(feature("genres", "video_feature", "multi_hot", "string"))

@@ -25,6 +25,7 @@ Role = Literal[
     "context",  # known at request time: device, country, ...
     "user_feature",
     "video_feature",
+    "duration_s",  # seconds a video lasts: a video feature that watch times are compared by
     "title",  # shown to people, never a model input
     "publish_time",  # when the video appeared; gives the video's age at request time
     "ignore",  # kept in the contract, not read
@@ -39,14 +40,14 @@ TABLE_ROLES: dict[TableName, set[str]] = {
         "user_id", "video_id", "timestamp", "label", "watch_s", "propensity", "context", "ignore",
     },
     "users": {"user_id", "user_feature", "ignore"},
-    "videos": {"video_id", "video_feature", "title", "publish_time", "ignore"},
+    "videos": {"video_id", "video_feature", "duration_s", "title", "publish_time", "ignore"},
 }  # fmt: skip
 REQUIRED_ROLES: dict[TableName, tuple[str, ...]] = {
     "events": ("user_id", "video_id", "timestamp"),
     "users": ("user_id",),
     "videos": ("video_id",),
 }
-FEATURE_ROLES = ("context", "user_feature", "video_feature")
+FEATURE_ROLES = ("context", "user_feature", "video_feature", "duration_s")
 # Roles that have a fixed column name in the validated tables; no other column may take it.
 FIXED_NAME_ROLES = {
     "user_id", "video_id", "timestamp", "label", "watch_s", "propensity", "title", "publish_time",
@@ -57,7 +58,7 @@ RESERVED_NAMES = {
     "long_history", "long_history_label", "video_event_count_7d", "video_event_count_30d", "hour",
     "weekday", "video_age_days", "user_event_count", "user_label_rate", "video_event_count",
     "video_label_rate", "history_end", "session_start", "watched", "split", "top_k", "status",
-    "score", "time",
+    "score", "time", "raw_duration_s",
 }  # fmt: skip
 
 
@@ -107,6 +108,7 @@ class Column(_Strict):
                 self.role == "context" and self.kind != "categorical",
                 "context columns are categorical",
             ),
+            (self.role == "duration_s" and self.kind != "continuous", "a duration is continuous"),
             (is_time and self.unit is None, "say its unit (s, ms, us, ns or iso)"),
         ]
 
@@ -212,8 +214,18 @@ class Contract(_Strict):
         return column
 
     def features(self, role: str) -> tuple[Column, ...]:
-        """All feature columns of a role: context, user_feature or video_feature."""
-        return tuple(c for table in self.tables().values() for c in table.of_role(role))
+        """All feature columns of a role: context, user_feature or video_feature.
+
+        A video's duration is one of its features.
+        """
+        roles = (role, "duration_s") if role == "video_feature" else (role,)
+        columns = (c for table in self.tables().values() for c in table.columns)
+        return tuple(column for column in columns if column.role in roles)
+
+    @property
+    def duration(self) -> Column | None:
+        """The column with the seconds that a video lasts; its name is free."""
+        return self.videos.one("duration_s") if self.videos else None
 
     @property
     def has_watch_time(self) -> bool:
@@ -241,7 +253,7 @@ def _check_table(name: TableName, table: Table) -> None:
     for role in REQUIRED_ROLES[name]:
         if len(table.of_role(role)) != 1:
             raise ValueError(f"table {name}: exactly one column must have the role {role}")
-    for role in ("label", "watch_s", "propensity", "title", "publish_time"):
+    for role in ("label", "watch_s", "propensity", "duration_s", "title", "publish_time"):
         if len(table.of_role(role)) > 1:
             raise ValueError(f"table {name}: at most one column may have the role {role}")
     for column in table.columns:

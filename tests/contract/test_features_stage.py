@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +178,28 @@ def test_encoded_tables(runs: dict[int, Run]) -> None:
         assert genres[row].tolist() == expected + [0] * (genres.shape[1] - len(items))
     assert store.video("duration")[0] == 0 and store.video("duration").dtype == np.float32
     assert np.isfinite(store.video("duration")).all()
+    known = np.r_[np.nan, TABLES.videos["duration"]].astype(np.float32)
+    np.testing.assert_array_equal(store.duration_s(), known)
+    assert np.isnan(known[:3]).tolist() == [True, False, True]
     assert store.video("publish_time")[3] == 0  # unknown
     assert store.video("publish_time")[1] == TABLES.videos["publish_time"][0]
     assert store.user("user_id").tolist() == TABLES.users["user_id"].tolist()
     assert store.video("video_id").tolist() == [v.encode() for v in TABLES.videos["video_id"]]
     assert store.user("user_index")[0] == 2 and store.video("video_index")[0] == 0
+
+
+def test_durations_that_are_not_known(tmp_path: Path) -> None:
+    """No duration in the contract, or one of 0 seconds: NaN."""
+    plain = make_contract(numbers=False)
+    run = write_run(tmp_path / "none", plain, TABLES)
+    build_features(run, CONFIG, plain)
+    seconds = FeatureStore(run).duration_s()
+    assert seconds.dtype == np.float32 and np.isnan(seconds).tolist() == [True] * 16
+    videos = TABLES.videos.assign(duration=np.r_[0.0, np.nan, np.arange(13)].astype(np.float32))
+    run = write_run(tmp_path / "some", CONTRACT, replace(TABLES, videos=videos))
+    build_features(run, CONFIG, CONTRACT)
+    seconds = FeatureStore(run).duration_s()
+    assert np.isnan(seconds[:4]).all() and seconds[4:].tolist() == list(range(1, 13))
 
 
 def test_amounts_have_mean_0_and_deviation_1_once_logged(runs: dict[int, Run]) -> None:

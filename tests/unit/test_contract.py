@@ -109,6 +109,42 @@ def test_inconsistent_columns(tmp_path: Path, column: dict[str, Any], message: s
         load_contract(path)
 
 
+VIDEOS = """
+[videos]
+path = "videos.parquet"
+columns = [
+  { name = "video_id", role = "video_id", dtype = "string" },
+  { name = "genre", role = "video_feature", kind = "categorical", dtype = "string" },
+  { name = "length", role = "duration_s", kind = "continuous", dtype = "float32" },
+  { name = "duration_s", role = "video_feature", kind = "continuous", dtype = "float32" },
+]
+"""
+
+
+def test_a_duration_is_a_video_feature_of_any_name(tmp_path: Path) -> None:
+    contract = load_contract(write(tmp_path, MINIMAL + VIDEOS))
+    names = [column.name for column in contract.features("video_feature")]
+    assert names == ["genre", "length", "duration_s"]
+    assert contract.duration is not None and contract.duration.name == "length"
+    assert load_contract(write(tmp_path, MINIMAL)).duration is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('duration_s", role = "video_feature"', 'other", role = "duration_s"', "at most one"),
+        ('duration_s", kind = "continuous"', 'duration_s", kind = "categorical"',
+         "a duration is continuous"),
+        ('duration_s", kind = "continuous"', 'duration_s"', "needs a kind"),
+        ('name = "length"', 'name = "raw_duration_s"', "taken by a derived feature"),
+    ],
+)  # fmt: skip
+def test_inconsistent_durations(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in VIDEOS
+    with pytest.raises(ContractError, match=message):
+        load_contract(write(tmp_path, MINIMAL + VIDEOS.replace(old, new, 1)))
+
+
 def test_ids_have_one_dtype_everywhere(tmp_path: Path) -> None:
     text = MINIMAL + (USERS % "").replace("int64", "string")
     with pytest.raises(ContractError, match="user_id is int64 in events but string"):

@@ -167,8 +167,33 @@ def test_simulated_files(tmp_path: Path, draft: Make) -> None:
     folder = tmp_path / "sim"
     folder.mkdir()
     simulate(SimConfig(num_users=2_000, num_videos=500, num_events=10_000), folder)
-    _, _, summary = draft(folder)
+    _, contract, summary = draft(folder)
     assert summary["num_videos"] > 0 and summary["dropped"] == {}
+    assert roles(contract, "videos")["duration_s"] == ("duration_s", "continuous", "float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "role", "is_sure"),
+    [
+        ("durationSeconds", (0, 90, 7_200), "duration_s", True),
+        ("runtime", (5, 90, 200), "duration_s", False),
+        ("duration_ms", (5_000, 90_000, 200), "video_feature", True),
+        ("duration", (-1, 90, 200), "video_feature", True),
+        ("duration", ("short", "long", "long"), "video_feature", True),
+    ],
+)
+def test_durations(
+    tmp_path: Path, draft: Make, name: str, values: tuple[Any, ...], role: str, is_sure: bool
+) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    (folder / "events.csv").write_text(f"user_id,video_id,ts\n1,1,{NOON}\n2,2,{NOON}\n")
+    rows = "".join(f"{i},{value}\n" for i, value in enumerate(values))
+    (folder / "videos.csv").write_text(f"video_id,{name}\n{rows}")
+    text, contract, _ = draft(folder)
+    assert column(contract, name).role == role
+    assert column(contract, name).log == (role == "duration_s")
+    assert ("are these seconds?" in text) != is_sure
 
 
 def test_ids_of_two_kinds_become_strings(tmp_path: Path, draft: Make) -> None:

@@ -393,6 +393,20 @@ def test_logarithm_of_a_negative_number(data: Dataset) -> None:
     assert "log = false" in data.refuses(DataError)
 
 
+def test_durations(data: Dataset) -> None:
+    """Null and 0 mean that the duration is not known; a negative one is a mistake."""
+    data.contract["videos"]["columns"].append(
+        {"name": "length", "role": "duration_s", "kind": "continuous", "dtype": "float32"}
+    )
+    data.write("videos", VIDEOS, length=[None, 0.0])
+    data.validate()
+    written = pd.read_parquet(data.run.data / "videos.parquet").set_index("video_id")["length"]
+    first, second = written[VIDEOS["video_id"]]
+    assert np.isnan(first) and second == 0
+    data.write("videos", VIDEOS, length=[60.0, -1.0])
+    assert "-1 is no duration" in data.refuses(DataError)
+
+
 @pytest.mark.parametrize("table", ["events", "users", "videos"])
 def test_empty_missing_and_truncated_tables(data: Dataset, table: str) -> None:
     file = data.source / f"{table}.parquet"

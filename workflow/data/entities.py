@@ -32,7 +32,7 @@ def convert_chunk(chunk: Chunk, table: str, declared: Table, findings: Findings)
             continue
         try:
             values = chunk.column(column)
-            _check_log(values, column, chunk)
+            _check_sign(values, column, chunk)
         except MarqueeError as error:
             findings.fail(table, column.name, error)
             whole = False
@@ -100,16 +100,18 @@ def _extended(values: pa.Array, added: int) -> pa.Array:
     return pa.concat_arrays([values, pa.nulls(added, values.type)])
 
 
-def _check_log(values: pa.Array, column: Column, chunk: Chunk) -> None:
-    if not column.log:
+def _check_sign(values: pa.Array, column: Column, chunk: Chunk) -> None:
+    is_duration = column.role == "duration_s"
+    if not (column.log or is_duration):
         return
     bad = pc.fill_null(pc.less(values, 0), False).to_numpy(zero_copy_only=False)
     if bad.any():
         index = int(np.argmax(bad))
+        wrong = "no duration" if is_duration else "negative, so it has no logarithm"
+        remedy = "null where it is not known" if is_duration else "log = false in the contract"
         raise DataError(
-            f"{chunk.place.of(column, index)}: {values[index].as_py():g} is negative, so it has"
-            " no logarithm",
-            next_step=f"set log = false for {column.name} in the contract, or correct the file",
+            f"{chunk.place.of(column, index)}: {values[index].as_py():g} is {wrong}",
+            next_step=f"correct the file, or give {column.name} {remedy}",
         )
 
 

@@ -24,6 +24,8 @@ VIDEO_IDS = (
 _TIMES = "timestamp time ts event_time datetime date created_at time_ms watched_at rated_at"
 _TITLES = "title movie_title name video_title item_title"
 _PUBLISHED = "publish_time published_at release_date upload_time upload_dt publish_date created_at"
+_DURATIONS_S = "duration_s duration_seconds length_s length_seconds video_duration_s"
+_DURATIONS = "duration length runtime video_duration video_length"
 _WATCHED_S = "watch_s watch_time watch_seconds watch_time_s play_time playtime dwell_time"
 _LABELS = "label click clicked is_click like liked is_like rating ratings stars"
 _CONTEXTS = (
@@ -171,6 +173,12 @@ def guess_feature_column(view: ColumnView, guess: Guess, role: str, taken: set[s
     """A column of the users or videos table."""
     if role == "video_feature" and _guess_description(view, guess, taken):
         return guess
+    if role == "video_feature" and "duration_s" not in taken and _is_duration(view):
+        unsure = not is_one_of(view.source, _DURATIONS_S)
+        comment = "guessed from the name: are these seconds?" if unsure else ""
+        return guess.become(
+            "duration_s", comment, unsure, kind="continuous", dtype="float32", log=True
+        )
     if view.is_list or view.is_sequence or _split_at(view):
         return _multi_hot(view, guess, role)
     if view.dtype == "string":
@@ -195,6 +203,12 @@ def _guess_description(view: ColumnView, guess: Guess, taken: set[str]) -> bool:
     elif "publish_time" not in taken and is_one_of(view.source, _PUBLISHED) and view.unit():
         time_column(guess, "publish_time", view.unit())
     return guess.role in ("title", "publish_time")
+
+
+def _is_duration(view: ColumnView) -> bool:
+    has_name = is_one_of(view.source, f"{_DURATIONS_S} {_DURATIONS}")
+    numbers = view.numbers
+    return has_name and view.is_numeric and numbers is not None and bool(numbers.min() >= 0)
 
 
 def id_column(view: ColumnView, guess: Guess, role: str) -> Guess:

@@ -190,7 +190,7 @@ class _Validation:
             missing = values.is_null().to_numpy(zero_copy_only=False)
             seconds = values.fill_null(0).to_numpy() // 10**6
             columns["publish_time"] = pa.array(seconds.astype(np.int64), mask=missing)
-        for column in table.of_role("video_feature") if table else ():
+        for column in self.contract.features("video_feature"):
             columns[column.name] = videos[column.name]
         return pa.table(columns)
 

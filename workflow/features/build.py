@@ -210,8 +210,17 @@ class _Builder:
         self._encode_state()
         if self.known.publish_time is not None:
             self._save("videos", "publish_time", self.known.publish_time)
+        self._save("videos", "raw_duration_s", self._durations())
         self._save("users", "user_id", raw_ids(self.users["user_id"]))
         self._save("videos", "video_id", raw_ids(self.videos["video_id"]))
+
+    def _durations(self) -> npt.NDArray[np.float32]:
+        """Seconds by video row; NaN where not known, which a duration of 0 means too."""
+        column = self.contract.duration
+        if column is None:
+            return np.full(len(self.videos) + 1, np.nan, np.float32)
+        seconds = self.videos[column.name].to_numpy(np.float32, na_value=np.nan)
+        return np.append(np.float32(np.nan), np.where(seconds > 0, seconds, np.float32(np.nan)))
 
     def _encode_ids(self) -> None:
         ids = self.compiled["ids"]

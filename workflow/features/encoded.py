@@ -73,6 +73,10 @@ class FeatureStore:
     def video(self, name: str) -> npt.NDArray[Any]:
         return self._load("videos", name)
 
+    def duration_s(self) -> npt.NDArray[np.float32]:
+        """Seconds each video lasts; float32 [num_videos + 1], NaN where not known (row 0)."""
+        return self._load("videos", "raw_duration_s")
+
     def histories(self) -> Histories:
         names = ["video_row", "time", "start", "session_start"]
         if (self.root / "history" / "label.npy").exists():
