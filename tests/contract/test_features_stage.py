@@ -172,6 +172,16 @@ def test_encoded_tables(runs: dict[int, Run]) -> None:
     assert store.user("user_index")[0] == 2 and store.video("video_index")[0] == 0
 
 
+def test_amounts_have_mean_0_and_deviation_1_once_logged(runs: dict[int, Run]) -> None:
+    seen = pd.concat([samples(runs[1], part) for part in ("train", "valid")])
+    for name in ("user_event_count", "video_event_count", "video_age_days", "user_label_rate"):
+        assert seen[name].mean() == pytest.approx(0, abs=1e-3), name
+        assert seen[name].std() == pytest.approx(1, abs=1e-2), name
+    logged = np.log1p(TABLES.videos["duration"].fillna(TABLES.videos["duration"].median()))
+    duration = FeatureStore(runs[1]).video("duration")[1:]
+    np.testing.assert_allclose(duration, (logged - logged.mean()) / logged.std(), atol=1e-4)
+
+
 def test_state_at_export_counts_every_event(runs: dict[int, Run]) -> None:
     """What a request after the last event would know."""
     store = FeatureStore(runs[1])

@@ -103,7 +103,7 @@ def fit(workflow: nvt.Workflow, data: pd.DataFrame | list[Path]) -> nvt.Workflow
     Raises:
         DataError: a column has no value at all.
     """
-    workflow.executor.transform = _nothing_to_sample
+    workflow.executor.transform = _without_sample(workflow)
     try:
         workflow.fit(_dataset(data))
     except FileNotFoundError:  # Categorify looks for the vocabulary of a column without values
@@ -131,13 +131,22 @@ def _finish_fit(workflow: nvt.Workflow) -> None:
             medians[name] = float(np.float32(median))
 
 
-def _nothing_to_sample(frame: Any, *_: Any, **__: Any) -> Any:
-    """Instead of the sample that Workflow.fit transforms at its end to learn output dtypes.
+def _without_sample(workflow: nvt.Workflow) -> Any:
+    """The executor's `transform` without the sample that Workflow.fit asks for at its end.
 
-    It fails where a column is null throughout the first partition; all our operators know their
-    dtypes.
+    The sample, of the whole workflow, is there to learn output dtypes, which all our operators
+    know; it fails where a column is null throughout the first partition. What fitting transforms
+    for an operator in the middle are that operator's parents: their values are needed, or
+    Normalize would take the mean of values that are not logged yet.
     """
-    return frame
+    transform = workflow.executor.transform
+
+    def transform_parents(frame: Any, nodes: Any, *more: Any, **named: Any) -> Any:
+        if nodes is workflow.output_node:
+            return frame
+        return transform(frame, nodes, *more, **named)
+
+    return transform_parents
 
 
 def _check_fitted(name: str, has_value: bool) -> None:
