@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ import pytest
 
 from tests.kuai_files import APRIL_9_MS, play, user, video, write_kuairand
 from tests.loopback import Server, md5
-from workflow.config import CONFIG_FOLDER, KuaiRandConfig, load_config
+from workflow.config import CONFIG_FOLDER, KuaiRandConfig, load_config, parse_config
 from workflow.data import published
 from workflow.data.kuairand import archive, load_kuairand
 from workflow.data.reading import read_chunks
@@ -130,13 +131,21 @@ def test_planted_videos_and_users(folder: Path, target: Path, tmp_path: Path) ->
     assert users["is_live_streamer"].tolist() == [0, -124]
 
 
-def test_signals_for_a_contract_of_ones_own_are_written(folder: Path, target: Path) -> None:
+def test_another_label_by_a_copy_of_the_contract(
+    folder: Path, target: Path, tmp_path: Path
+) -> None:
     load_kuairand(PURE, target, folder)
     events = pd.read_parquet(target / "events.parquet")
-    assert events["long_view"].tolist() == [1, 0, 0, 0, 0]
-    assert events["is_like"].tolist() == [0, 1, 0, 0, 0]
     assert events["is_hate"].tolist() == [0, 0, 0, 1, 0]
     assert events["is_rand"].tolist() == [0, 0, 0, 1, 1]
+    own = tmp_path / "own.toml"
+    text = (CONFIG_FOLDER / "kuairand.contract.toml").read_text(encoding="utf-8")
+    for name, role in (("is_click", "ignore"), ("is_like", "label")):
+        text = re.sub(rf'(name = "{name}", role = )"\w+"', rf'\1"{role}"', text)
+    own.write_text(text, encoding="utf-8")
+    run = Run(tmp_path / "run")
+    validate(run, parse_config({"dataset": "custom"}), load_contract(own), target)
+    assert pd.read_parquet(run.data / "events")["label"].tolist() == [0, 1, 0, 0, 0]
 
 
 def test_the_parts_of_27k_are_read_chunk_by_chunk(

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from workflow.console import Report
 from workflow.errors import DataError
@@ -19,7 +19,7 @@ _DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError,
     NotImplementedError,
 )  # fmt: skip
-_Member = tuple[str, int, Callable[[], IO[bytes] | Any]]  # name, bytes, how to open it
+_Member = tuple[str, int, Callable[[], Any]]  # name, bytes, how to open it
 
 
 def copy_members(
