@@ -14,6 +14,8 @@ import tensorflow as tf
 from models.attention import TargetAttention
 from models.blocks import drop_ids, embedding_tables, split_kinds
 from models.inputs import Tensors
+from models.scoring import Scoring
+from models.watch_time import WatchTime
 from workflow.config import RankerConfig
 from workflow.features.spec import QUERY_GROUPS, Feature, FeatureSpec
 
@@ -62,19 +64,20 @@ class Outputs:
     Attributes:
         label: logit of the positive label, given that the video is shown.
         watch: logit of the candidate being watched.
-        log_watch: expected log(1 + seconds) of a watch.
+        watch_time: raw output of the watch-time head (models.watch_time).
     """
 
     label: Any
     watch: Any
-    log_watch: Any
+    watch_time: Any
 
 
 class Ranker(tf.keras.Model):
     """DLRM with target attention over the history as further interacting vectors.
 
     The heads share everything below them: p(watched), p(positive label | shown) and the watch
-    time. A candidate's own vector is the sum of its features' vectors.
+    time. A candidate's own vector is the sum of its features' vectors. `watch_time` and `scoring`
+    say what the outputs mean; the ranker stage fits them.
 
     Source: Naumov et al., Deep Learning Recommendation Model, 2019; models.attention.
     """
@@ -100,7 +103,9 @@ class Ranker(tf.keras.Model):
         self.top = mm.MLPBlock(list(config.top_layers), dropout=config.dropout or None)
         self.label_head = tf.keras.layers.Dense(1, name="label_head")
         self.watch_head = tf.keras.layers.Dense(1, name="watch_head")
-        self.time_head = tf.keras.layers.Dense(1, activation="relu", name="time_head")
+        self.time_head = tf.keras.layers.Dense(WatchTime.width, name="time_head")
+        self.watch_time: WatchTime | None = None
+        self.scoring = Scoring()
 
     def call(self, query: Tensors, candidates: Tensors, training: bool = False) -> Outputs:
         """Score candidates.
@@ -154,8 +159,8 @@ class Ranker(tf.keras.Model):
         """Cross-entropy of the label plus the weighted error of watch times, on logged events.
 
         Args:
-            batch: "label" and, with watch times, "log_watch", float32 [batch, k]; "present",
-                bool [batch, k], says which of them are events.
+            batch: "label" and, with watch times, "watched", "log_watch" and "duration_s",
+                [batch, k]; "present", bool [batch, k], says which of them are events.
         """
         out = self(query, self._dropped(candidates), training=True)
         label, present = batch["label"], batch["present"]
@@ -163,11 +168,15 @@ class Ranker(tf.keras.Model):
         if self.has_label:
             errors = tf.nn.sigmoid_cross_entropy_with_logits(label, out.label)
             loss += mean_where(present, errors)
-        if self.has_watch_time:
-            target = batch["log_watch"]
-            measured = present & tf.math.is_finite(target) & (label > 0.5)
-            errors = tf.square(out.log_watch - tf.where(measured, target, 0.0))
-            loss += self.config.watch_time_loss_weight * mean_where(measured, errors)
+        if self.watch_time is not None:
+            watched = present & (batch["watched"] > 0)
+            error = self.watch_time.loss(
+                tf.reshape(out.watch_time, (-1, WatchTime.width)),
+                tf.math.expm1(tf.reshape(batch["log_watch"], [-1])),
+                tf.reshape(batch["duration_s"], [-1]),
+                tf.reshape(tf.cast(watched, tf.float32), [-1]),
+            )
+            loss += self.config.watch_time_loss_weight * error
         return loss
 
     def list_loss(self, query: Tensors, candidates: Tensors, watched: Any, present: Any) -> Any:

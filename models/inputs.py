@@ -140,7 +140,7 @@ class FeatureTables:
         }
 
     def duration_s(self, batch: Tensors) -> Any:
-        """Seconds that each sample's video lasts; float32 [batch], NaN where not known."""
+        """Seconds that each sample's video lasts, NaN where not known; float32, as video_row."""
         return tf.gather(self._duration_s, batch["video_row"])
 
     def _pick(self, features: tuple[Feature, ...], batch: Tensors) -> Tensors:
@@ -220,5 +220,5 @@ def sample_columns(spec: FeatureSpec, *, ranker: bool) -> list[str]:
     features = spec.of_group(*per_event) if ranker else spec.query()
     names = [f.name for f in features if f.group in per_event]
     pointers = ["user_row", "video_row", "history_end", "session_start"]
-    targets = ["label"] + (["log_watch"] if spec.has_watch_time else []) if ranker else []
+    targets = ["label", "watched"] + (["log_watch"] if spec.has_watch_time else []) if ranker else []
     return pointers + targets + names

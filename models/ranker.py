@@ -9,6 +9,7 @@ from typing import Any
 import models.compat  # noqa: F401
 
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 from models.candidates import CandidateLists, Retrieval, past_lists, sampled
@@ -18,6 +19,7 @@ from models.metrics import auc
 from models.ranker_predict import Predictor, combined
 from models.scoring import Platt, Scoring, fit_platt, fit_weights
 from models.training import Fit, Progress, Setting, gradient_step, load_weights, save_weights
+from models.watch_time import WatchTime
 from models.windows import WindowBatches
 from workflow.config import Config, ScoreWeights
 from workflow.console import Report, no_report
@@ -60,6 +62,8 @@ def train_ranker(run: Run, config: Config, report: Report = no_report) -> dict[s
     with replaced_folder(run.ranker) as target:
         save_weights(model, target / "weights.npz")
         scoring.save(target / "scoring.json")
+        if model.watch_time is not None:
+            model.watch_time.save(target / "watch_time.npz")
         write_json(target / "report.json", summary)
     shutil.rmtree(setting.checkpoints, ignore_errors=True)
     return summary
@@ -87,9 +91,11 @@ def _fit(
     epochs: int | None = None,
 ) -> tuple[Ranker, Progress]:
     """Train on `parts`: with `valid` until validation AUC stops rising, or for `epochs` epochs."""
-    tables, config = setting.tables, setting.config
+    store, tables, config = setting.store, setting.tables, setting.config
     settings = config.ranker
     model = build_ranker(tables, config)
+    if model.has_watch_time:
+        model.watch_time = _watch_time(store, parts)
     optimizer = tf.keras.optimizers.Adam(settings.learning_rate)
     fit = Fit(
         model=model,
@@ -107,12 +113,21 @@ def _fit(
 def _loss(model: Ranker, tables: FeatureTables, batch: Tensors) -> Any:
     loss = tf.constant(0.0)
     if batch["events"]:
-        loss += model.event_loss(*tables.ranker_windows(batch["events"]), batch["events"])
+        events = batch["events"] | {"duration_s": tables.duration_s(batch["events"])}
+        loss += model.event_loss(*tables.ranker_windows(events), events)
     lists = batch["lists"]
     candidates = tables.ranker_candidates(lists["rows"], lists["numbers"])
     query = tables.ranker_requests(lists["samples"])
     on_lists = model.list_loss(query, candidates, lists["watched"], lists["present"])
     return loss + model.config.list_loss_weight * on_lists
+
+
+def _watch_time(store: FeatureStore, parts: tuple[str, ...]) -> WatchTime:
+    columns = ["video_row", "watched", "log_watch"]
+    frames = [read_frame(path, columns=columns) for path in store.samples(*parts)]
+    frame = pd.concat(frames, ignore_index=True).query("watched == 1")
+    durations = store.duration_s()[frame["video_row"].to_numpy()]
+    return WatchTime.fit(np.expm1(frame["log_watch"].to_numpy()), durations)
 
 
 class TaskBatches:
@@ -185,8 +200,8 @@ def _scoring(model: Ranker, setting: Setting, valid: CandidateLists) -> Scoring:
     watch = fit_platt(out.watch[present], gains[present] > 0)
     weights = setting.config.ranker.score_weights
     if not isinstance(weights, ScoreWeights):
-        blank = Scoring(label, watch, ScoreWeights())
-        terms = np.stack(combined(model, blank, out, valid.scores)[1], axis=2)
+        model.scoring = Scoring(label, watch)
+        terms = np.stack(combined(model, out, valid.scores)[1], axis=2)
         weights = fit_weights(terms, gains, present)
     return Scoring(label, watch, weights)
 
@@ -206,9 +221,12 @@ def _one_sample(spec: FeatureSpec) -> Tensors:
     }
 
 
-def load_ranker(run: Run, config: Config, tables: FeatureTables) -> tuple[Ranker, Scoring]:
-    """The trained model of a run and how its outputs become a score."""
+def load_ranker(run: Run, config: Config, tables: FeatureTables) -> Ranker:
+    """The trained model of a run, with its calibration and score weights."""
     path = run.require(run.ranker / "weights.npz", "ranker", "marquee train")
     model = build_ranker(tables, config)
     load_weights(model, path)
-    return model, Scoring.load(run.ranker / "scoring.json")
+    model.scoring = Scoring.load(run.ranker / "scoring.json")
+    if model.has_watch_time:
+        model.watch_time = WatchTime.load(run.ranker / "watch_time.npz")
+    return model

@@ -13,15 +13,14 @@ import tensorflow as tf
 from models.candidates import CandidateLists
 from models.dlrm import Outputs, Ranker
 from models.inputs import FeatureTables, Tensors, sample_columns
-from models.metrics import auc, calibration_error, log_loss, per_user_auc
-from models.scoring import TERMS, Scoring
+from models.scoring import TERMS
 from models.windows import WindowBatches
 from workflow.features.encoded import FeatureStore
 from workflow.features.state import VideoState
 
 PREDICT_BATCH = 16_384
 LIST_BATCH = 128
-SEEN = ("user_row", "label", "log_watch")
+SEEN = ("user_row", "video_row", "label", "log_watch")
 
 Array = npt.NDArray[np.float32]
 
@@ -45,7 +44,7 @@ class Predictor:
         return vars(self.model(query, self.tables.ranker_candidates(rows, numbers)))
 
     def events(self, part: str) -> tuple[dict[str, npt.NDArray[Any]], Outputs]:
-        """(user_row, label and log_watch; outputs float32 [n]) of a whole part, in file order."""
+        """(user_row, video_row, label, log_watch; outputs float32 [n]) of a whole part, in file order."""
         columns = sample_columns(self.tables.spec, ranker=True)
         seen: list[Tensors] = []
         said: list[Tensors] = []
@@ -89,19 +88,17 @@ def _joined(parts: list[Tensors]) -> dict[str, Any]:
     )
 
 
-def combined(
-    model: Ranker, scoring: Scoring, out: Outputs, retrieval: Array
-) -> tuple[Array, list[Array]]:
+def combined(model: Ranker, out: Outputs, retrieval: Array) -> tuple[Array, list[Array]]:
     """(score, its terms in the order of TERMS) of candidates; float32, shape of `retrieval`.
 
     Terms of tasks that the data does not have are zero.
     """
-    none = np.zeros_like(retrieval)
+    none, scoring = np.zeros_like(retrieval), model.scoring
     terms = [
         retrieval,
         log_sigmoid(scoring.watch(out.watch)),
         log_sigmoid(scoring.label(out.label)) if model.has_label else none,
-        out.log_watch if model.has_watch_time else none,
+        np.exp(log_sigmoid(out.watch_time)) if model.has_watch_time else none,
     ]
     weights = [np.float32(getattr(scoring.weights, name)) for name in TERMS]
     score = sum((w * term for w, term in zip(weights, terms, strict=True)), none)
@@ -115,34 +112,18 @@ def log_sigmoid(x: npt.NDArray[Any]) -> Array:
 
 
 def predict_samples(
-    model: Ranker, scoring: Scoring, tables: FeatureTables, store: FeatureStore, part: str
+    model: Ranker, tables: FeatureTables, store: FeatureStore, part: str
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Array]]:
-    """(columns of the samples, p_positive and log_watch) of a whole part, in file order."""
-    truth, out = Predictor(model, tables, store).events(part)
-    p = np.exp(log_sigmoid(scoring.label(out.label)))
-    return truth, {"p_positive": p, "log_watch": out.log_watch}
+    """(columns of the samples, predictions) of a whole part, in file order.
 
-
-def ranker_metrics(
-    model: Ranker, scoring: Scoring, tables: FeatureTables, store: FeatureStore, part: str
-) -> dict[str, float]:
-    """auc, per_user_auc, log_loss and ece of the label; with watch times, the error of their log.
-
-    Empty for data that has neither.
+    Predictions, float32 [n]: p_positive (calibrated; without labels 1) and, with watch times,
+    watch_s (seconds if watched) and watch_quantile (free of duration).
     """
-    truth, predicted = predict_samples(model, scoring, tables, store, part)
-    label, metrics = truth["label"], {}
-    if model.has_label:
-        p = predicted["p_positive"]
-        metrics = {
-            "auc": auc(label, p),
-            "per_user_auc": per_user_auc(label, p, truth["user_row"]),
-            "log_loss": log_loss(label, p),
-            "ece": calibration_error(label, p),
-            "positive_share": float(label.mean()),
-        }
-    if "log_watch" in truth:
-        measured = np.isfinite(truth["log_watch"]) & (label > 0.5)
-        error = np.abs(predicted["log_watch"][measured] - truth["log_watch"][measured])
-        metrics["log_watch_mae"] = float(error.mean()) if measured.any() else float("nan")
-    return metrics
+    truth, out = Predictor(model, tables, store).events(part)
+    p = np.exp(log_sigmoid(model.scoring.label(out.label)))
+    predicted = {"p_positive": p if model.has_label else np.ones_like(p)}
+    if model.watch_time is not None:
+        durations = np.asarray(store.duration_s())[truth["video_row"]]
+        raw = out.watch_time[:, None]
+        predicted["watch_s"], predicted["watch_quantile"] = model.watch_time.decode(raw, durations)
+    return truth, predicted

@@ -32,9 +32,9 @@ class Platt:
 class Scoring:
     """How a candidate's score is made of the retrieval score and the ranker's outputs."""
 
-    label: Platt
-    watch: Platt
-    weights: ScoreWeights
+    label: Platt = Platt()
+    watch: Platt = Platt()
+    weights: ScoreWeights = ScoreWeights(retrieval=1.0)
 
     def save(self, path: Path) -> None:
         heads = {"label": asdict(self.label), "watch": asdict(self.watch)}

@@ -99,7 +99,7 @@ def tower_weights(encoder: Any, features: tuple[Feature, ...]) -> TowerWeights:
     )
 
 
-def ranker_weights(model: Ranker, scoring: Scoring) -> RankerWeights:
+def ranker_weights(model: Ranker) -> RankerWeights:
     """Weights of a built Ranker."""
     fields = model.fields
     return RankerWeights(
@@ -116,7 +116,7 @@ def ranker_weights(model: Ranker, scoring: Scoring) -> RankerWeights:
         watch_head=_dense(model.watch_head),
         label_head=_dense(model.label_head) if model.has_label else None,
         time_head=_dense(model.time_head) if model.has_watch_time else None,
-        scoring=scoring,
+        scoring=model.scoring,
     )
 
 

@@ -156,7 +156,7 @@ class _Exporter:
     # --- ranker ----------------------------------------------------------------------------------
     def ranker(self) -> None:
         target = self._stage("ranker")
-        weights = ranker_weights(*load_ranker(self.run, self.config, self.tables))
+        weights = ranker_weights(load_ranker(self.run, self.config, self.tables))
         fields = [f.name for f in self.video_features if f.kind != "continuous"]
         values = [f.name for f in self.video_features if f.kind == "continuous"]
         cross = [f.name for f in self.spec.of_group("cross")]

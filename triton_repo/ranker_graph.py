@@ -224,8 +224,8 @@ def _score(g: Graph, hidden: str, weights: RankerWeights) -> None:
         log_p = _log_probability(g, hidden, weights.label_head, scoring.label)
         terms.append((log_p, chosen.label))
     if weights.time_head is not None:
-        log_watch = g.op("Squeeze", g.dense(hidden, weights.time_head), g.ints(2))
-        terms.append((log_watch, chosen.watch_time))
+        quantile = g.op("Sigmoid", g.dense(hidden, weights.time_head))
+        terms.append((g.op("Squeeze", quantile, g.ints(2)), chosen.watch_time))
     weighted = [g.op("Mul", term, g.number(weight)) for term, weight in terms]
     g.named("score", "Sum", *weighted)
 

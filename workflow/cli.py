@@ -29,7 +29,7 @@ RunOption = Annotated[
 ]
 DatasetOption = Annotated[
     str | None,
-    typer.Option("--dataset", help="sim, movielens-1m, or custom (your files and a contract)."),
+    typer.Option("--dataset", help="sim, movielens-1m, kuairand, kuairec, or custom (own files)."),
 ]
 SourceOption = Annotated[
     Path | None,

@@ -84,7 +84,7 @@ class ScoreWeights(_Strict):
     """score = the sum of weight * term, over what retrieval and the ranker say of a candidate.
 
     The terms: the retrieval score, log p(watched), log p(positive | shown), and the expected
-    log(1 + seconds) of a watch.
+    quantile of the watch time among videos as long (0 to 1).
     """
 
     retrieval: float = Field(0.0, ge=0)
@@ -154,10 +154,30 @@ class SimConfig(_Strict):
     seed: int = Field(7, ge=0)
 
 
-class Config(_Strict):
-    """One run. `dataset` is "sim", "movielens-1m" or "custom" (with `contract`)."""
+class KuaiRandConfig(_Strict):
+    """Which KuaiRand (dataset = "kuairand").
 
-    dataset: Literal["sim", "movielens-1m", "custom"]
+    pure: only the videos of the random pool, 2.6 M events. 1k: 1,000 users with everything they
+    saw, 11.8 M events. 27k: all 27,285 users, 323 M events.
+    """
+
+    variant: Literal["pure", "1k", "27k"] = "pure"
+
+
+class KuaiRecConfig(_Strict):
+    """Which log of KuaiRec (dataset = "kuairec").
+
+    big: what the app recommended to 7,176 users. small: the fully observed matrix of 1,411 users
+    and 3,327 videos.
+    """
+
+    matrix: Literal["big", "small"] = "big"
+
+
+class Config(_Strict):
+    """One run. `dataset` is a built-in one or "custom" (with `contract`)."""
+
+    dataset: Literal["sim", "movielens-1m", "kuairand", "kuairec", "custom"]
     seed: int = 7
     split: SplitConfig = SplitConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -168,6 +188,8 @@ class Config(_Strict):
     serving: ServingConfig = ServingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sim: SimConfig = SimConfig()
+    kuairand: KuaiRandConfig = KuaiRandConfig()
+    kuairec: KuaiRecConfig = KuaiRecConfig()
 
 
 def load_config(
