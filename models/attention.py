@@ -24,7 +24,8 @@ class Attended:
     Attributes:
         pooled: float32 [batch, q, dim], the history whatever the candidate.
         vectors: float32 [batch, k, heads, dim], the history as each candidate sees it.
-        user_numbers: float32 [batch, q, u]: log length and, with labels, their mean.
+        user_numbers: float32 [batch, q, u]: log length and, with labels, their mean over
+            everything and over the newest watches.
         pair_numbers: float32 [batch, k, p]: attention on the history per head and, with labels,
             how much more positive than the user's mean the attended videos are.
     """
@@ -62,7 +63,13 @@ class TargetAttention(tf.keras.layers.Layer):
         self.label_vectors = tf.keras.layers.Embedding(2, heads * dim, name="label")
 
     def call(
-        self, item: Any, history: Any, label: Any | None, visible: Any, training: bool = False
+        self,
+        item: Any,
+        history: Any,
+        label: Any | None,
+        visible: Any,
+        recent: Any,
+        training: bool = False,
     ) -> Attended:
         """Attend.
 
@@ -71,22 +78,25 @@ class TargetAttention(tf.keras.layers.Layer):
             history: int32 [batch, length], watched videos.
             label: int32 [batch, length] as the feature has it, or None.
             visible: bool [batch, q, length], what each candidate (or all of them, q = 1) may see.
+            recent: bool [batch, q, length], the newest models.inputs.RECENT_WATCHES.
         """
-        present = self._present(visible, training)
-        count = tf.reduce_sum(present, axis=2, keepdims=True)
+        seen = tf.cast(visible, tf.float32)
+        count = tf.reduce_sum(seen, axis=2, keepdims=True)
+        present = self._kept(seen, training)
         user_numbers, worth = [tf.math.log1p(count)], present
         if self.graded:
             liked = tf.cast(label == FIRST_VALUE + 1, tf.float32)[:, None, :]
-            total = tf.reduce_sum(liked * present, axis=2, keepdims=True)
-            rate = (total + PRIOR_WATCHES / 2) / (count + PRIOR_WATCHES)
+            newest = tf.cast(recent, tf.float32)
+            rate = _rate(liked, seen)
             worth = (liked - rate) * present
-            user_numbers.append(rate)
+            user_numbers += [rate, _rate(liked, newest)]
         pooled = tf.matmul(worth / tf.sqrt(count + 1.0), self.pool(history))
         share, keys = self._attention(item, history, present)
         values = keys + self._label_vectors(label) if self.graded else keys
         pair_numbers = [tf.reduce_sum(share, axis=3)]
         if self.graded:
-            pair_numbers.append(tf.reduce_sum(share * worth[:, None], axis=3))
+            surprise = (liked - rate) * seen
+            pair_numbers.append(tf.reduce_sum(share * surprise[:, None], axis=3))
         return Attended(
             pooled,
             tf.transpose(tf.matmul(share, values), (0, 2, 1, 3)),
@@ -94,19 +104,20 @@ class TargetAttention(tf.keras.layers.Layer):
             tf.concat([tf.transpose(numbers, (0, 2, 1)) for numbers in pair_numbers], axis=2),
         )
 
-    def _present(self, visible: Any, training: bool) -> Any:
-        present = tf.cast(visible, tf.float32)
-        if training and self.dropout > 0:
-            keep = tf.random.uniform(tf.shape(present)) >= self.dropout
-            present *= tf.cast(keep, tf.float32)
-        return present
+    def _kept(self, seen: Any, training: bool) -> Any:
+        """`seen` without what dropout hides; the rest weighs more, so that sums stay."""
+        if not training or self.dropout == 0:
+            return seen
+        keep = tf.random.uniform(tf.shape(seen)) >= self.dropout
+        return seen * tf.cast(keep, tf.float32) / (1.0 - self.dropout)
 
     def _attention(self, item: Any, history: Any, present: Any) -> tuple[Any, Any]:
         """(weights [batch, heads, k, length], keys [batch, heads, length, dim])."""
         keys = self._split_heads(self.keys(history))
         queries = self._split_heads(self.query(item))
         scores = tf.matmul(queries, keys, transpose_b=True) * (SHARPNESS / np.sqrt(self.dim))
-        scores += ((1.0 - present) * MASKED)[:, None]
+        # The logarithm lets what dropout leaves weigh more in the softmax too.
+        scores += tf.where(present > 0, tf.math.log(tf.maximum(present, 1.0)), MASKED)[:, None]
         nothing = tf.zeros_like(scores[..., :1])
         return tf.nn.softmax(tf.concat([scores, nothing], axis=3))[..., :-1], keys
 
@@ -119,3 +130,10 @@ class TargetAttention(tf.keras.layers.Layer):
         shape = tf.shape(x)
         split = tf.reshape(x, (shape[0], shape[1], self.heads, self.dim))
         return tf.transpose(split, (0, 2, 1, 3))
+
+
+def _rate(liked: Any, counted: Any) -> Any:
+    """Share of positives among the counted watches, pulled to one half; [batch, q, 1]."""
+    total = tf.reduce_sum(liked * counted, axis=2, keepdims=True)
+    count = tf.reduce_sum(counted, axis=2, keepdims=True)
+    return (total + PRIOR_WATCHES / 2) / (count + PRIOR_WATCHES)

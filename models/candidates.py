@@ -83,9 +83,7 @@ class Retrieval:
     tables: FeatureTables
     phase: Literal["final", "search"]
 
-    def search(
-        self, samples: dict[str, npt.NDArray[Any]]
-    ) -> tuple[Int32, npt.NDArray[np.float32]]:
+    def search(self, samples: dict[str, npt.NDArray[Any]]) -> tuple[Int32, npt.NDArray[np.float32]]:
         """(rows, scores) of the best unwatched candidates of each request, by exact search."""
         prefix = "" if self.phase == "final" else "search_"
         vectors = np.load(self.run.retriever / f"{prefix}candidate_vectors.npy", allow_pickle=False)
@@ -167,9 +165,9 @@ def _gains(frame: pd.DataFrame, settings: RankerConfig) -> npt.NDArray[np.float3
 
 
 def _watches(retrieval: Retrieval, files: list[Path]) -> pd.DataFrame:
-    columns = [*sample_columns(retrieval.tables.spec, ranker=True), "timestamp", "watched"]
+    columns = [*sample_columns(retrieval.tables.spec, ranker=True), "timestamp"]
     frames = [read_frame(path, columns=columns) for path in files]
-    frame = pd.concat(frames, ignore_index=True).query("watched == 1").drop(columns="watched")
+    frame = pd.concat(frames, ignore_index=True).query("watched == 1")
     return frame.sort_values(["user_row", "timestamp"], kind="stable", ignore_index=True)
 
 

@@ -113,7 +113,8 @@ class Ranker(tf.keras.Model):
         Args:
             query: features of the requests, [batch, q, 1 or length]; q is 1, or k where each
                 candidate has a moment of its own. The long history and its labels are
-                [batch, length], and "visible" [batch, q, length] says what of them counts.
+                [batch, length]; "visible" and "recent", bool [batch, q, length], say what of
+                them counts.
             candidates: features of the videos, [batch, k, 1 or length].
         """
         hidden = self._hidden(query, candidates, training)
@@ -131,7 +132,12 @@ class Ranker(tf.keras.Model):
             item += self.item_numbers(_joined(candidates, fields.item_numbers))
         label = query["long_history_label"] if fields.graded else None
         seen = self.attention(
-            item, query["long_history"], label, query["visible"], training=training
+            item,
+            query["long_history"],
+            label,
+            query["visible"],
+            query["recent"],
+            training=training,
         )
         k = tf.shape(item)[1]
         bottom = self.bottom(self._numbers(query, candidates, seen, k), training=training)

@@ -20,6 +20,7 @@ from workflow.features.encoded import FeatureStore
 from workflow.features.spec import FIRST_VALUE, QUERY_GROUPS, Feature, FeatureSpec, Group
 
 Tensors = dict[str, Any]  # name -> tf.Tensor
+RECENT_WATCHES = 50  # of the long history, whose labels count once more on their own
 
 
 def merlin_schema(features: tuple[Feature, ...]) -> Schema:
@@ -73,7 +74,7 @@ class FeatureTables:
         }
 
     def ranker_requests(self, batch: Tensors) -> Tensors:
-        """What the ranker reads of requests with samples [batch]: models.dlrm.Ranker.call, q = 1."""
+        """What the ranker reads of requests with samples [batch]; q = 1 in Ranker.call."""
         query = {
             name: values[:, None]
             for name, values in self._pick(self._ranker_query(), batch).items()
@@ -115,11 +116,13 @@ class FeatureTables:
         oldest = tf.maximum(first, end - self.spec["long_history"].length)
         visible = (at[:, None, :] < end[:, :, None]) & (at[:, None, :] >= oldest[:, :, None])
         inside = tf.reduce_any(visible, axis=1)
-        at = tf.where(inside, at, tf.shape(self._watched, tf.int64)[0] - 1)
-        rows = tf.where(inside, tf.gather(self._watched, at), 0)
-        found = {"long_history": tf.gather(self._video["video_index"], rows), "visible": visible}
+        where = tf.where(inside, at, tf.shape(self._watched, tf.int64)[0] - 1)
+        rows = tf.where(inside, tf.gather(self._watched, where), 0)
+        recent = visible & (at[:, None, :] >= end[:, :, None] - RECENT_WATCHES)
+        found = {"long_history": tf.gather(self._video["video_index"], rows)}
+        found |= {"visible": visible, "recent": recent}
         if self._liked is not None:
-            liked = FIRST_VALUE + tf.cast(tf.gather(self._liked, at), tf.int32)
+            liked = FIRST_VALUE + tf.cast(tf.gather(self._liked, where), tf.int32)
             found["long_history_label"] = tf.where(inside, liked, 0)
         return found
 
@@ -220,5 +223,7 @@ def sample_columns(spec: FeatureSpec, *, ranker: bool) -> list[str]:
     features = spec.of_group(*per_event) if ranker else spec.query()
     names = [f.name for f in features if f.group in per_event]
     pointers = ["user_row", "video_row", "history_end", "session_start"]
-    targets = ["label", "watched"] + (["log_watch"] if spec.has_watch_time else []) if ranker else []
+    if not ranker:
+        return pointers + names
+    targets = ["label", "watched"] + (["log_watch"] if spec.has_watch_time else [])
     return pointers + targets + names

@@ -15,6 +15,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
 from models.dlrm import Outputs
 from models.index import set_effort
 from models.inputs import FeatureTables, sample_columns
@@ -162,4 +163,5 @@ class OfflineRecommender:
         numbers = {name: values[None] for name, values in numbers.items()}
         out = self.predictor.candidates(request, rows[None].astype(np.int32), numbers)
         score, _ = combined(self.ranker, Outputs(**out), retrieval[None])
-        return score[0]
+        result: Array = score[0]
+        return result

@@ -13,7 +13,7 @@ import pandas as pd
 import tensorflow as tf
 
 from models.candidates import CandidateLists, Retrieval, past_lists, sampled
-from models.dlrm import Ranker
+from models.dlrm import Outputs, Ranker
 from models.inputs import FeatureTables, Tensors, sample_columns
 from models.metrics import auc
 from models.ranker_predict import Predictor, combined
@@ -185,8 +185,12 @@ def _valid_auc(model: Ranker, setting: Setting, valid: CandidateLists) -> float:
     if setting.tables.spec.has_label:
         truth, out = predictor.events("valid")
         return auc(truth["label"], out.label)
-    out, present = predictor.lists(valid), valid.rows > 0
+    out, present = _on_lists(predictor, valid), valid.rows > 0
     return auc((valid.gains()[present] > 0).astype(np.float32), out.watch[present])
+
+
+def _on_lists(predictor: Predictor, lists: CandidateLists) -> Outputs:
+    return predictor.lists(lists.samples, lists.rows, lists.samples["timestamp"].astype(np.int64))
 
 
 def _scoring(model: Ranker, setting: Setting, valid: CandidateLists) -> Scoring:
@@ -196,7 +200,7 @@ def _scoring(model: Ranker, setting: Setting, valid: CandidateLists) -> Scoring:
     if model.has_label:
         truth, events = predictor.events("valid")
         label = fit_platt(events.label, truth["label"])
-    out, gains, present = predictor.lists(valid), valid.gains(), valid.rows > 0
+    out, gains, present = _on_lists(predictor, valid), valid.gains(), valid.rows > 0
     watch = fit_platt(out.watch[present], gains[present] > 0)
     weights = setting.config.ranker.score_weights
     if not isinstance(weights, ScoreWeights):

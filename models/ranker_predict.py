@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from models.candidates import CandidateLists
 from models.dlrm import Outputs, Ranker
 from models.inputs import FeatureTables, Tensors, sample_columns
 from models.scoring import TERMS
@@ -19,7 +18,7 @@ from workflow.features.encoded import FeatureStore
 from workflow.features.state import VideoState
 
 PREDICT_BATCH = 16_384
-LIST_BATCH = 128
+LIST_PAIRS = 16_384
 SEEN = ("user_row", "video_row", "label", "log_watch")
 
 Array = npt.NDArray[np.float32]
@@ -41,10 +40,11 @@ class Predictor:
 
     def _score_lists(self, samples: Tensors, rows: Any, numbers: Tensors) -> Tensors:
         query = self.tables.ranker_requests(samples)
-        return vars(self.model(query, self.tables.ranker_candidates(rows, numbers)))
+        out: Outputs = self.model(query, self.tables.ranker_candidates(rows, numbers))
+        return vars(out)
 
     def events(self, part: str) -> tuple[dict[str, npt.NDArray[Any]], Outputs]:
-        """(user_row, video_row, label, log_watch; outputs float32 [n]) of a whole part, in file order."""
+        """(columns SEEN; outputs float32 [n]) of the samples of a whole part, in file order."""
         columns = sample_columns(self.tables.spec, ranker=True)
         seen: list[Tensors] = []
         said: list[Tensors] = []
@@ -54,14 +54,26 @@ class Predictor:
             said.append({n: v.numpy()[present] for n, v in self._on_events(batch).items()})
         return _joined(seen), Outputs(**_joined(said))
 
-    def lists(self, lists: CandidateLists) -> Outputs:
-        """Outputs float32 [n, k] for every candidate, with the numbers of each request's time."""
+    def lists(
+        self,
+        samples: dict[str, npt.NDArray[Any]],
+        rows: npt.NDArray[Any],
+        time: npt.NDArray[np.int64],
+    ) -> Outputs:
+        """Outputs float32 [n, k] for candidates int [n, k] of requests with columns [n].
+
+        Args:
+            time: int64 [n], unix seconds; the videos' numbers are those of that moment.
+        """
         state = VideoState(self.store, self.tables.spec)
+        columns = sample_columns(self.tables.spec, ranker=True)
+        size = max(1, LIST_PAIRS // max(rows.shape[1], 1))
         said: list[Tensors] = []
-        for start in range(0, len(lists), LIST_BATCH):
-            part = lists.take(np.arange(start, min(start + LIST_BATCH, len(lists))))
-            numbers = state.at(part.rows, part.samples["timestamp"].astype(np.int64)[:, None])
-            said.append(self.candidates(part.samples, part.rows, numbers))
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            numbers = state.at(rows[part], time[part, None])
+            request = {name: samples[name][part] for name in columns}
+            said.append(self.candidates(request, rows[part], numbers))
         return Outputs(**_joined(said))
 
     def candidates(

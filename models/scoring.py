@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Scoring:
 
     label: Platt = Platt()
     watch: Platt = Platt()
-    weights: ScoreWeights = ScoreWeights(retrieval=1.0)
+    weights: ScoreWeights = field(default_factory=lambda: ScoreWeights(retrieval=1.0))
 
     def save(self, path: Path) -> None:
         heads = {"label": asdict(self.label), "watch": asdict(self.watch)}
@@ -79,8 +79,9 @@ def fit_weights(
     if len(gains) == 0:
         return ScoreWeights(retrieval=1.0)
     share = gains * present / (gains * present).sum(axis=1, keepdims=True)
-    spread = np.sqrt(np.mean([row[keep].var(axis=0) for row, keep in zip(terms, present, strict=True)], axis=0))
-    varies = spread > 1e-9
+    within = [row[keep].var(axis=0) for row, keep in zip(terms, present, strict=True)]
+    spread = np.sqrt(np.mean(within, axis=0))
+    varies = spread > 1e-6
     scaled = np.where(varies, terms / np.where(varies, spread, 1.0), 0.0)
 
     def loss(weights: Float64) -> tuple[float, Float64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import models.compat  # noqa: F401
 
@@ -74,7 +75,7 @@ class WindowBatches:
             yield batch | {"present": tf.constant(present)}
 
 
-def _cut(user_row: npt.NDArray[np.integer], rng: np.random.Generator | None) -> tuple[Int64, Int64]:
+def _cut(user_row: npt.NDArray[Any], rng: np.random.Generator | None) -> tuple[Int64, Int64]:
     """(first, stop) of windows that cover all rows, none with rows of two users."""
     begins = np.flatnonzero(np.r_[True, user_row[1:] != user_row[:-1]])
     sizes = np.diff(np.r_[begins, len(user_row)])

@@ -94,6 +94,7 @@ class Graph:
 
 
 def tensor_info(name: str, dtype: int, shape: list[Any]) -> Any:
+    """An input or output of a graph."""
     return helper.make_tensor_value_info(name, dtype, shape)
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 from onnx import TensorProto
 
 from models.attention import MASKED, PRIOR_WATCHES, SHARPNESS
+from models.inputs import RECENT_WATCHES
 from models.scoring import Platt
 from models.weights import Dense, RankerWeights
 from triton_repo.graph import Graph, Slot, tensor_info
@@ -56,8 +58,8 @@ def ranker_graph(weights: RankerWeights, layout: RankerLayout) -> bytes:
     item = _item(g, weights, layout)
     seen = _attend(g, weights, slots, item)
     bottom = _bottom(g, weights, layout, seen)
-    query = [g.embed("query_index", slots[n], weights.tables[n]) for n in weights.query_fields]
-    query = g.op("Unsqueeze", g.op("Concat", *query, seen.pooled, axis=1), g.ints(1))
+    user = [g.embed("query_index", slots[n], weights.tables[n]) for n in weights.query_fields]
+    query = g.op("Unsqueeze", g.op("Concat", *user, seen.pooled, axis=1), g.ints(1))
     size = g.op("Slice", g.op("Shape", "video_vector"), g.ints(0), g.ints(2), g.ints(0))
     shape = g.op("Concat", size, g.ints(len(weights.query_fields) + 1, dim), axis=0)
     fields = g.op(
@@ -69,9 +71,9 @@ def ranker_graph(weights: RankerWeights, layout: RankerLayout) -> bytes:
         axis=2,
     )
     heads = tuple(f"head {i}" for i in range(weights.attention.heads))
-    user = (*weights.query_fields, POOLED)
-    order = (*user, *layout.video_fields, *heads, BOTTOM)
-    wanted = (*user, *weights.video_fields, *heads, BOTTOM)
+    before = (*weights.query_fields, POOLED)
+    order = (*before, *layout.video_fields, *heads, BOTTOM)
+    wanted = (*before, *weights.video_fields, *heads, BOTTOM)
     hidden = g.op("Concat", bottom, _interactions(g, fields, order, wanted), item, axis=2)
     for layer in weights.top:
         hidden = g.dense(hidden, layer)
@@ -121,7 +123,9 @@ def _attend(g: Graph, weights: RankerWeights, slots: dict[str, Slot], item: str)
         score = g.op("Cast", liked, to=TensorProto.FLOAT)
         rate = _rate(g, g.op("Mul", score, present), count)
         worth = g.op("Mul", g.op("Sub", score, rate), present)
-        user_numbers.append(rate)
+        newest = g.op("Mul", present, g.constant(_newest(slots["long_history"].length)))
+        newest_count = g.op("ReduceSum", newest, g.ints(1), keepdims=1)
+        user_numbers += [rate, _rate(g, g.op("Mul", score, newest), newest_count)]
     weight = g.op("Unsqueeze", g.op("Div", worth, root), g.ints(1))
     pooled = g.op("MatMul", weight, g.op("Gather", g.constant(attention.pool), history))
     keys = _split_heads(g, g.op("Gather", g.constant(attention.keys), history), weights)
@@ -145,6 +149,11 @@ def _attend(g: Graph, weights: RankerWeights, slots: dict[str, Slot], item: str)
 
 def _packed(g: Graph, slot: Slot) -> str:
     return g.columns("query_index", slot.at, slot.at + slot.length)
+
+
+def _newest(length: int) -> npt.NDArray[np.float32]:
+    """1 at the newest watches, which are last; float32 [1, length]."""
+    return (np.arange(length) >= length - RECENT_WATCHES).astype(np.float32)[None]
 
 
 def _rate(g: Graph, liked: str, count: str) -> str:
@@ -186,9 +195,9 @@ def _bottom(g: Graph, weights: RankerWeights, layout: RankerLayout, seen: _Seen)
         the name of a float32 tensor [batch, k, dim].
     """
     first = weights.bottom[0]
-    extra = (2 if weights.attention.labels is not None else 1, weights.attention.heads)
+    num_history = 3 if weights.attention.labels is not None else 1
     num_query, num_video = len(weights.query_numbers), len(weights.video_numbers)
-    user_end = num_query + extra[0]
+    user_end = num_query + num_history
     rows = [weights.query_numbers.index(name) for name in layout.query_values]
     user_kernel = first.kernel[[*rows, *range(num_query, user_end)]]
     rows = [user_end + weights.video_numbers.index(name) for name in layout.video_values]

@@ -14,7 +14,8 @@ from models.index import set_effort
 from models.inputs import FeatureTables, sample_columns
 from models.metrics import Float32, Int64, Scorer, top_k
 from models.queries import Queries
-from models.ranker import load_ranker, predict_samples
+from models.ranker import load_ranker
+from models.ranker_predict import Predictor, combined, predict_samples
 from models.retriever import load_two_tower
 from models.two_tower import query_vectors
 from workflow.config import Config
@@ -40,8 +41,8 @@ class Trained:
 
     @property
     def query_columns(self) -> list[str]:
-        """Sample columns that queries need for the query tower."""
-        return sample_columns(self.spec, ranker=False)
+        """Sample columns that queries need for the query tower and the ranker."""
+        return [*sample_columns(self.spec, ranker=True), "timestamp"]
 
     @property
     def candidate_vectors(self) -> Float32:
@@ -67,9 +68,25 @@ class Trained:
         tables = FeatureTables(self.store, self.spec)
         model = load_ranker(self.run, self.config, tables)
         _, predicted = predict_samples(model, tables, self.store, part)
-        has_watch_time = self.spec.has_watch_time
-        watch_s = np.expm1(predicted["log_watch"]) if has_watch_time else None
-        return Predictions(predicted["p_positive"], watch_s)
+        return Predictions(predicted["p_positive"], predicted.get("watch_s"))
+
+    def candidate_scores(self, queries: Queries, rows: Int64) -> Float32:
+        """What the served list is sorted by, for candidates [queries, k]; float32, same shape.
+
+        The numbers of videos are those known when the test part began, as at the last export;
+        where there is no such moment (leave-last-out), those of each request's time.
+        """
+        store, spec = self.store, self.spec
+        tables = FeatureTables(store, spec)
+        predictor = Predictor(load_ranker(self.run, self.config, tables), tables, store)
+        time = queries.samples["timestamp"].astype(np.int64)
+        if spec.test_from:
+            time = np.full(len(queries), spec.test_from, np.int64)
+        out = predictor.lists(queries.samples, rows.astype(np.int32), time)
+        vectors, candidates = self.query_vectors(queries), self.candidate_vectors
+        retrieval = np.einsum("qd,qkd->qk", vectors, candidates[rows])
+        scores, _ = combined(predictor.model, out, retrieval)
+        return scores
 
     def candidates(self, queries: Queries) -> tuple[Int64, Int64]:
         """Best unwatched videos by exact search and by the served index.

@@ -188,7 +188,6 @@ def test_encoded_tables(runs: dict[int, Run]) -> None:
     assert store.user("user_index")[0] == 2 and store.video("video_index")[0] == 0
 
 
-<<<<<<< HEAD
 def test_durations_that_are_not_known(tmp_path: Path) -> None:
     """No duration in the contract, or one of 0 seconds: NaN."""
     plain = make_contract(numbers=False)
@@ -203,8 +202,6 @@ def test_durations_that_are_not_known(tmp_path: Path) -> None:
     assert np.isnan(seconds[:4]).all() and seconds[4:].tolist() == list(range(1, 13))
 
 
-=======
->>>>>>> main
 def test_amounts_have_mean_0_and_deviation_1_once_logged(runs: dict[int, Run]) -> None:
     seen = pd.concat([samples(runs[1], part) for part in ("train", "valid")])
     for name in ("user_event_count", "video_event_count", "video_age_days", "user_label_rate"):

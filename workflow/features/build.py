@@ -13,9 +13,9 @@ import numpy.typing as npt
 from workflow.config import Config
 from workflow.console import Report, no_report
 from workflow.features import encoded, tables
+from workflow.features.daily import DailyCounter
 from workflow.features.fitted import CompiledTable, save_fitted
 from workflow.features.fitted_features import fitted_features, raw_ids
-from workflow.features.daily import DailyCounter
 from workflow.features.history import (
     SECONDS_PER_DAY,
     Histories,

@@ -28,7 +28,7 @@ class DailyCounts:
     events: Float64
     labels: Float64
 
-    def before(self, video_row: Int64, timestamp: Int64) -> tuple[Float64, Float64]:
+    def before(self, video_row: Int64, timestamp: Int64 | np.int64) -> tuple[Float64, Float64]:
         """(events, positive labels) of each video up to the day before `timestamp`.
 
         Args:
@@ -42,7 +42,7 @@ class DailyCounts:
         return self.events[until] - self.events[first], self.labels[until] - self.labels[first]
 
     def numbers(
-        self, video_row: Int64, timestamp: Int64, *, label_prior: float | None
+        self, video_row: Int64, timestamp: Int64 | np.int64, *, label_prior: float | None
     ) -> dict[str, Float32]:
         """The point-in-time numbers of videos, not yet encoded; float32, shape of the arguments.
 
@@ -79,4 +79,6 @@ def _merged(key: Int64, events: Float64, labels: Float64) -> tuple[Int64, Float6
     """Sums per distinct key, ascending."""
     unique, inverse = np.unique(key, return_inverse=True)
     size = len(unique)
-    return unique, np.bincount(inverse, events, size), np.bincount(inverse, labels, size)
+    totals = (np.bincount(inverse, weights, size) for weights in (events, labels))
+    more, positive = (np.asarray(total, np.float64) for total in totals)
+    return unique, more, positive

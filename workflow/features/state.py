@@ -6,6 +6,8 @@ of what came later, so they look them up here.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -34,7 +36,7 @@ class VideoState:
         has_age = bool(spec.of_group("cross"))
         self._publish_time = np.asarray(store.video("publish_time")) if has_age else None
 
-    def at(self, video_row: npt.NDArray[np.integer], timestamp: Int64) -> dict[str, Float32]:
+    def at(self, video_row: npt.NDArray[Any], timestamp: Int64) -> dict[str, Float32]:
         """Encoded numbers of videos as known at the end of the day before, and their age.
 
         Args:
