@@ -6,12 +6,14 @@ history that has grown since are answered like any other.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import numpy as np
 from scipy import linalg
 from scipy.sparse import csr_matrix
+from threadpoolctl import threadpool_limits
 
 from models.evaluation.watches import Watches
 from models.metrics import Float32
@@ -94,7 +96,9 @@ class ItemKNN(_FromHistory):
             "bm25": knn.BM25Recommender,
         }
         model = kinds[self.similarity](K=self.neighbours + 1, num_threads=1)  # + 1: itself
-        model.fit(matrix.astype(np.float64), show_progress=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of conversions that it makes itself
+            model.fit(matrix.astype(np.float64), show_progress=False)
         self._similar = model.similarity.astype(np.float32)
 
     def _scores(self, histories: csr_matrix) -> Float32:
@@ -146,15 +150,16 @@ class IALS(_FromHistory):
     def _fit(self, matrix: csr_matrix) -> None:
         from implicit.cpu.als import AlternatingLeastSquares
 
-        self._model: Any = AlternatingLeastSquares(
-            factors=self.factors,
-            regularization=self.regularisation,
-            alpha=self.confidence,
-            iterations=self.iterations,
-            num_threads=1,
-            random_state=self.seed,
-        )
-        self._model.fit(matrix, show_progress=False)
+        with threadpool_limits(1, "blas"):  # more only get in the way of its own loops
+            self._model: Any = AlternatingLeastSquares(
+                factors=self.factors,
+                regularization=self.regularisation,
+                alpha=self.confidence,
+                iterations=self.iterations,
+                num_threads=1,
+                random_state=self.seed,
+            )
+            self._model.fit(matrix, show_progress=False)
 
     def _scores(self, histories: csr_matrix) -> Float32:
         users = self._model.recalculate_user(np.arange(histories.shape[0]), histories)

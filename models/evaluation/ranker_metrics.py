@@ -51,22 +51,26 @@ class Predictions:
 def ranker_values(events: Events, predictions: Predictions) -> dict[str, Float64]:
     """auc, per_user_auc, log_loss, ece and, where predicted, watch_mae_s and xauc.
 
+    A metric that the events do not define (the AUC of one class) is left out.
+
     Returns:
         metric -> float64 [users], in ascending order of user_row.
     """
     owner, label, p = events.owner, events.label, predictions.p
-    one = np.ones(len(label))
     result = {
-        "auc": auc_values(label, p, owner),
-        "per_user_auc": per_user_auc_values(label, p, owner),
-        "log_loss": ratio_values(log_losses(label, p), one, owner),
+        "log_loss": ratio_values(log_losses(label, p), np.ones(len(label)), owner),
         "ece": calibration_values(label, p, owner),
     }
+    if 0 < label.mean() < 1:
+        result["auc"] = auc_values(label, p, owner)
+    if np.isfinite(user_aucs(label, p, owner)[0]).any():
+        result["per_user_auc"] = per_user_auc_values(label, p, owner)
     measured = np.isfinite(events.watch_s)
     if predictions.watch_s is not None and measured.any():
         error = np.abs(np.where(measured, predictions.watch_s - events.watch_s, 0.0))
         result["watch_mae_s"] = ratio_values(error, measured * 1.0, owner)
-        result["xauc"] = xauc_values(events.watch_s, predictions.watch_s, owner)
+        if np.ptp(events.watch_s[measured]) > 0:
+            result["xauc"] = xauc_values(events.watch_s, predictions.watch_s, owner)
     return result
 
 
@@ -117,9 +121,9 @@ def xauc_values(truth: Float32, predicted: Float32, owner: Int64) -> Float64:
     """
     known = np.flatnonzero(np.isfinite(truth))
     right, pairs = ordered_pairs(truth[known], predicted[known])
-    xauc = right.sum() / max(pairs.sum(), 1)
+    xauc = right.sum() / pairs.sum()
     influence = np.zeros(len(truth))
-    influence[known] = 2 * (right - xauc * pairs) / max(pairs.sum(), 1)
+    influence[known] = 2 * (right - xauc * pairs) / pairs.sum()
     return _from_influence(xauc, influence, owner)
 
 

@@ -133,3 +133,13 @@ def test_without_watch_times() -> None:
     events, predictions = planted(1)
     names = set(ranker_values(events, Predictions(predictions.p)))
     assert names == {"auc", "per_user_auc", "log_loss", "ece"}
+
+
+def test_undefined_metrics_are_left_out() -> None:
+    events, predictions = planted(1)
+    ones = Events(events.user_row, np.ones_like(events.label), np.ones_like(events.label))
+    assert set(ranker_values(ones, predictions)) == {"log_loss", "ece", "watch_mae_s"}
+    first = np.unique(events.user_row, return_index=True)[1]
+    alone = Events(events.user_row[first], events.label[first], events.watch_s[first])
+    got = ranker_values(alone, Predictions(predictions.p[first]))
+    assert set(got) == {"auc", "log_loss", "ece"}
