@@ -243,7 +243,7 @@ def print_comparison(first: Job, second: Job, output: Output, report: Path | Non
         columns = ["metric", "first", "second", "difference", "95% interval", "second run is"]
         title = f"{names.protocol(group)}, {part['users']:,} users in both"
         output.table(title, columns, rows)
-    made = compare.summary(comparison)
+    made = "\n".join([compare.headline(comparison), *compare.summary(comparison)])
     if report is not None:
         compare.write_comparison(comparison, report)
         made += f"\nWrote {report}."

@@ -205,15 +205,33 @@ def render_comparison(comparison: Json) -> str:
     return render(
         "compare.html.jinja",
         comparison=comparison,
-        headline=summary(comparison),
+        headline=headline(comparison),
+        lines=summary(comparison),
         groups=groups,
         json_link=json_link(comparison),
     )
 
 
-def summary(comparison: Json) -> str:
-    """One sentence per group on which metrics the second run is better or worse in."""
-    parts = []
+def headline(comparison: Json) -> str:
+    """In how many metrics the second run is better and worse."""
+    verdicts = [
+        values["verdict"]
+        for part in comparison["groups"].values()
+        for values in part["metrics"].values()
+        if values["verdict"] is not None
+    ]
+    better, worse = verdicts.count("better"), verdicts.count("worse")
+    if not better and not worse:
+        return f"No difference is shown in any of {len(verdicts)} metrics."
+    return (
+        f"Of {len(verdicts)} metrics, the second run is better in {better or 'none'} "
+        f"and worse in {worse or 'none'}."
+    )
+
+
+def summary(comparison: Json) -> list[str]:
+    """One line per group on the metrics in which the second run is better or worse."""
+    lines = []
     for name, part in comparison["groups"].items():
         found = {
             kind: [
@@ -222,6 +240,5 @@ def summary(comparison: Json) -> str:
             for kind in ("better", "worse")
         }
         words = [f"{kind} in {names.listed(metrics)}" for kind, metrics in found.items() if metrics]
-        verdict = ", ".join(words) or "no difference shown"
-        parts.append(f"{names.protocol(name)}: {verdict}")
-    return "Second run against the first. " + ". ".join(parts) + "."
+        lines.append(f"{names.protocol(name)}: {', '.join(words) or 'no difference shown'}.")
+    return lines

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from models.evaluation.compare import compare_runs, render_comparison
+from models.evaluation.compare import compare_runs, headline, render_comparison
 from models.metrics import auc
 from tests.fixtures import make_config, make_contract
 from workflow.cli import app
@@ -200,4 +200,7 @@ def test_page_shows_the_comparison(tmp_path: Path) -> None:
             assert number in shown
     assert "b&lt;b&gt;" in html and "<b>" not in html
     assert not re.search(r"https?:|//[a-z]|url\(|<script", re.sub(r"base64,\S+", "", html))
-    assert "better in Recall@100" in html
+    assert "Of 6 metrics, the second run is better in 4 and worse in none." in html
+    assert "Temporal: better in Recall@100." in html
+    same = compare_runs(made(tmp_path / "c"), made(tmp_path / "dd"))
+    assert headline(same) == "No difference is shown in any of 6 metrics."
