@@ -84,8 +84,9 @@ def compare_runs(first: Job, second: Job) -> Json:
     """Both runs' metrics and the paired differences, second minus first.
 
     Returns:
-        {"runs": [first, second], "dataset", "groups": {group: {"users", "metrics": {metric:
-        {"first", "second": {"mean", "low", "high"}, "difference", "low", "high", "verdict"}}}}}.
+        {"runs": [first, second], "dataset", "seeds": [first, second], "groups": {group: {"users",
+        "metrics": {metric: {"first", "second": {"mean", "low", "high"}, "difference", "low",
+        "high", "verdict"}}}}}.
         The verdict is "better", "worse" or "none" of the second run, or null where neither more
         nor less is better.
     Raises:
@@ -101,11 +102,17 @@ def compare_runs(first: Job, second: Job) -> Json:
             next_step="evaluate both with the same command",
         )
     return {
-        "runs": [str(first.run), str(second.run)],
+        "runs": _titles(first.run, second.run),
         "dataset": a.result["dataset"],
         "seeds": [a.result["seeds"], b.result["seeds"]],
         "groups": groups,
     }
+
+
+def _titles(first: Run, second: Run) -> list[str]:
+    """Folder names where they tell the runs apart: a page may leave this machine."""
+    short = [run.root.name for run in (first, second)]
+    return short if short[0] != short[1] else [str(first), str(second)]
 
 
 def _check_same_data(first: Job, second: Job) -> None:
@@ -233,12 +240,10 @@ def summary(comparison: Json) -> list[str]:
     """One line per group on the metrics in which the second run is better or worse."""
     lines = []
     for name, part in comparison["groups"].items():
-        found = {
-            kind: [
-                names.metric(m).title for m, v in part["metrics"].items() if v["verdict"] == kind
-            ]
-            for kind in ("better", "worse")
-        }
-        words = [f"{kind} in {names.listed(metrics)}" for kind, metrics in found.items() if metrics]
+        words = []
+        for kind in ("better", "worse"):
+            found = [m for m, values in part["metrics"].items() if values["verdict"] == kind]
+            if found:
+                words.append(f"{kind} in {names.listed([names.metric(m).title for m in found])}")
         lines.append(f"{names.protocol(name)}: {', '.join(words) or 'no difference shown'}.")
     return lines
