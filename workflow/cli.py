@@ -323,7 +323,7 @@ def bench(
 
 @app.command()
 def evaluate(run: RunOption = None, set_: SetOption = None, json: JsonOption = False) -> None:
-    """Evaluate retrieval (temporal and leave-last-out) and ranking on held-out events."""
+    """Evaluate on held-out events beside strong baselines; writes a report page and JSON."""
     from workflow.verbs import print_evaluation
 
     print_evaluation(_changed(_existing(run), None, set_, None), Output(json))

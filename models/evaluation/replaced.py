@@ -33,6 +33,9 @@ class WhatIf:
         self._spec = FeatureSpec.load(self._store.root / "spec.json")
         self._tables = FeatureTables(self._store, self._spec)
         self._model = load_ranker(run, config, self._tables)
+        self._run_batch = tf.function(
+            lambda batch: predict(self._model, self._tables, batch), reduce_retracing=True
+        )
         self._contract = contract
         self._known = _known(run, self._store, self._spec, contract)
         self._compiled = CompiledTable.load(self._store.root / "workflows" / "events")
@@ -51,9 +54,6 @@ class WhatIf:
             video_rows: int64 [n, m], m videos for each sample.
         """
         columns = sample_columns(self._spec, ranker=True)
-        run_batch = tf.function(
-            lambda batch: predict(self._model, self._tables, batch), reduce_retracing=True
-        )
         size = max(1, PREDICT_BATCH // video_rows.shape[1])
         parts = []
         for start in range(0, len(samples), size):
@@ -61,7 +61,8 @@ class WhatIf:
             repeated = rows.iloc[np.repeat(np.arange(len(rows)), video_rows.shape[1])]
             chosen = video_rows[start : start + size].ravel()
             batch = self.samples(repeated, chosen)[columns]
-            parts.append(run_batch({name: tf.constant(batch[name].to_numpy()) for name in columns}))
+            tensors = {name: tf.constant(batch[name].to_numpy()) for name in columns}
+            parts.append(self._run_batch(tensors))
         return self._rewards(parts, video_rows.shape)
 
     def _rewards(self, parts: list[Tensors], shape: tuple[int, ...]) -> dict[str, Float64]:
