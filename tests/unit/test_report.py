@@ -185,6 +185,10 @@ def test_text_is_escaped(html: str, page: Page) -> None:
     assert "Ease(l2=<200>)" in page.text
 
 
+def test_coverage_says_what_chance_alone_would_do(page: Page) -> None:
+    assert "With that many logs, 85% to 100% is in keeping with 95%." in page.text
+
+
 def test_same_result_same_bytes(html: str, tmp_path: Path) -> None:
     path = write_report(planted_result(), tmp_path / "deep" / "report.html")
     assert path.read_bytes() == html.encode()
