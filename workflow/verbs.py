@@ -207,9 +207,12 @@ def print_evaluation(job: Job, output: Output) -> None:
         title = f"Retrieval, {names.protocol(protocol)}, {part['users']:,} users"
         shown = ["recall@10", "recall@100", "ndcg@10", "coverage@10"]
         output.table(title, *_metric_table(part["models"], shown))
-    title = f"Ranker, {result['ranker']['events']:,} events of the test part"
-    shown = ["auc", "per_user_auc", "log_loss", "ece", "watch_mae_s", "xauc"]
-    output.table(title, *_metric_table(result["ranker"]["models"], shown))
+        for model, reason in part["skipped"].items():
+            output.say(f"[yellow]{names.model(model)} was not run[/]: {reason}")
+    if result["ranker"]:
+        title = f"Ranker, {result['ranker']['events']:,} events of the test part"
+        shown = ["auc", "per_user_auc", "log_loss", "ece", "watch_mae_s", "xauc"]
+        output.table(title, *_metric_table(result["ranker"]["models"], shown))
     if result["end_to_end"]:
         title = f"Served list, {result['end_to_end']['users']:,} users"
         shown = ["recall@10", "ndcg@10", "coverage@10"]
