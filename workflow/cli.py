@@ -280,29 +280,13 @@ def recommend(
 
     Context columns of the contract are options too: --device tv.
     """
-    from workflow.verbs import print_recommendations
+    from workflow.verbs import context_options, print_recommendations
 
     job = _existing(run)
     print_recommendations(
-        job, Output(json), user, top_k=top_k, at=at, context=_pairs(context.args),
+        job, Output(json), user, top_k=top_k, at=at, context=context_options(context.args),
         in_process=in_process,
     )  # fmt: skip
-
-
-def _pairs(arguments: list[str]) -> dict[str, str]:
-    """--device tv --country=de → {"device": "tv", "country": "de"}."""
-    pairs: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        option, equals, value = rest.pop(0).partition("=")
-        if not option.startswith("--") or not (equals or rest):
-            raise ConfigError(
-                f"{option!r} is not understood",
-                expected="options like --device tv",
-                next_step="marquee recommend --help",
-            )
-        pairs[option.removeprefix("--").replace("-", "_")] = value if equals else rest.pop(0)
-    return pairs
 
 
 @app.command()

@@ -28,6 +28,7 @@ OWN_MODELS = (
     "dlrm",
     "served",
 )  # what a run trained itself; baselines are not compared
+COVERAGE = "coverage@10"  # of all users' lists together: it has no value for a part of the users
 # What tells apart data and splits of the same contract, in spec.json and summary.json.
 SIZES = ("num_users", "num_videos", "valid_from", "test_from", "last_event")
 COUNTS = ("num_train", "num_valid", "num_test")
@@ -181,8 +182,11 @@ def _compare(a: Evaluated, b: Evaluated, group: str) -> Json:
             next_step="evaluate two runs of the same data",
         )
     models = _metrics(a, group)
+    shown = models.keys() & _metrics(b, group).keys()
+    if not len(common) == len(a.users(group)) == len(b.users(group)):
+        shown -= {COVERAGE}
     metrics = {}
-    for name in names.in_order(models.keys() & _metrics(b, group).keys(), names.METRICS):
+    for name in names.in_order(shown, names.METRICS):
         ours, theirs = (run.values(group, models[name], name) for run in (a, b))
         assert ours is not None and theirs is not None
         metrics[name] = _tested(name, ours[rows_a], theirs[rows_b])

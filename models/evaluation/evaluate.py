@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from models.evaluation.baselines import Baseline, candidates, too_large
 from models.evaluation.biases import Biases
-from models.evaluation.end_to_end import Served, end_to_end, ranked_lists
+from models.evaluation.end_to_end import SERVED, Served, end_to_end, ranked_lists
 from models.evaluation.learned import Trained
 from models.evaluation.ranker_metrics import Events, Predictions, ranker_values, reliability
 from models.evaluation.results import Values, arrays, summarise
@@ -98,6 +98,9 @@ def evaluate(
         served = [_served(trained, bench.queries, candidate_scores) for trained in seeds]
         baselines = {name: values[name] for name in values if name != TWO_TOWER}
         result["end_to_end"] = end_to_end(bench, served, baselines)
+        lists = stacked([bench.judge_lists(one.ranked) for one in served])
+        evaluation.per_user |= arrays("end_to_end", {SERVED: lists})
+        evaluation.per_user["end_to_end/user_row"] = bench.user_row
     return evaluation
 
 

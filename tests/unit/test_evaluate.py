@@ -86,6 +86,9 @@ def test_served_list(evaluation: Evaluation) -> None:
     )
     assert result["ranker_lift"]["mean"] == pytest.approx(served - retriever)
     assert served != retriever
+    by_user = evaluation.per_user["end_to_end/served/ndcg@10"]
+    assert by_user.shape == (2, len(evaluation.per_user["end_to_end/user_row"]))
+    assert by_user.mean() == pytest.approx(served)
 
 
 def test_a_part_without_known_users(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:

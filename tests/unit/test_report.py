@@ -231,6 +231,14 @@ def test_odd_values(result: dict[str, Any]) -> None:
     assert not re.search(r"\bnan\b", page.text, re.I)
 
 
+def test_fewer_than_ten_candidates(result: dict[str, Any]) -> None:
+    changed = copy.deepcopy(result)
+    for model in changed["end_to_end"]["metrics"].values():
+        del model["recall@10"]
+    page = Page(render_report(changed))
+    assert "what the ranker adds" in page.text and "on the way to the first 10" not in page.text
+
+
 # --- figures -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("low", "high"), [(-0.013, 0.042), (0, 1), (-3, -1), (5, 5), (0, 2e5)])
 def test_ticks_are_round_and_inside(low: float, high: float) -> None:
