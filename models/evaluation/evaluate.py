@@ -17,15 +17,15 @@ import numpy.typing as npt
 
 from models.evaluation.baselines import Baseline, candidates, too_large
 from models.evaluation.biases import Biases
-from models.evaluation.end_to_end import Served, end_to_end, ranked_lists
+from models.evaluation.end_to_end import SERVED, Served, end_to_end, ranked_lists
 from models.evaluation.learned import Trained
 from models.evaluation.ranker_metrics import Events, Predictions, ranker_values, reliability
 from models.evaluation.results import Values, arrays, summarise
-from models.evaluation.retrieval import Bench, Judged, segment_means
+from models.evaluation.retrieval import Bench, segment_means, stacked
 from models.evaluation.trees import Trees, read_events
 from models.evaluation.tuning import baseline_scorer, best_on_validation
 from models.evaluation.watches import Catalogue, Watches
-from models.metrics import Float32, Float64, Int64
+from models.metrics import Float32, Int64
 from models.queries import Queries, held_out_queries, rolling_queries
 from workflow.console import Report, no_report
 from workflow.errors import DataError
@@ -36,8 +36,8 @@ MAX_SCORES = 2_000_000_000  # (query, video) pairs that one model is asked for: 
 MAX_VALID_QUERIES = 5_000
 TUNING_WATCHES = 2_000_000  # settings of baselines are chosen on users with about that many
 TWO_TOWER, DLRM = "two_tower", "dlrm"
-# The ranker's scores of candidates: (models, queries, int64 [n, k]) -> float32 [n, k].
-CandidateScores = Callable[[Trained, Queries, Int64], Float32]
+# The ranker's scores of candidates from their rows, int64 [n, k], and retrieval scores, float32.
+CandidateScores = Callable[[Trained, Queries, Int64, Float32], Float32]
 
 
 @dataclass
@@ -98,6 +98,9 @@ def evaluate(
         served = [_served(trained, bench.queries, candidate_scores) for trained in seeds]
         baselines = {name: values[name] for name in values if name != TWO_TOWER}
         result["end_to_end"] = end_to_end(bench, served, baselines)
+        lists = stacked([bench.judge_lists(one.ranked) for one in served])
+        evaluation.per_user |= arrays("end_to_end", {SERVED: lists})
+        evaluation.per_user["end_to_end/user_row"] = bench.user_row
     return evaluation
 
 
@@ -165,7 +168,7 @@ class Protocol:
         for baseline, fitted in self.baselines.items():
             scorer = baseline_scorer(fitted, bench.queries, num_videos)
             judged[baseline] = [bench.judge(scorer)]
-        values = {model: _stacked(results) for model, results in judged.items()}
+        values = {model: stacked(results) for model, results in judged.items()}
         metrics, paired = summarise(values, TWO_TOWER)
         for model, results in judged.items():
             metrics[model]["segments"] = segment_means(results)
@@ -179,10 +182,6 @@ class Protocol:
         }
         evaluation.per_user |= arrays(name, values) | {f"{name}/user_row": bench.user_row}
         return values
-
-
-def _stacked(results: list[Judged]) -> dict[str, Float64]:
-    return {m: np.stack([one.values[m] for one in results]) for m in results[0].values}
 
 
 # --- ranker --------------------------------------------------------------------------------------
@@ -226,6 +225,6 @@ def _reliability(events: Events, by_seed: list[Predictions]) -> list[dict[str, f
 
 # --- end to end ----------------------------------------------------------------------------------
 def _served(trained: Trained, queries: Queries, scores: CandidateScores) -> Served:
-    exact, approximate = trained.candidates(queries)
-    ranked = ranked_lists(approximate, scores(trained, queries, approximate))
-    return Served(exact, approximate, ranked)
+    exact, approximate, retrieval_scores = trained.candidates(queries)
+    ranked = scores(trained, queries, approximate, retrieval_scores)
+    return Served(exact, approximate, ranked_lists(approximate, ranked))
