@@ -49,7 +49,9 @@ class Parts:
     def scores(self, blend: Blend) -> Float32:
         """float32 [n, num_videos + 1]."""
         offset = blend.trend * self.trend - blend.popularity * self.log_popularity
-        return self.learned + np.float32(blend.co_watch) * self.co_watch + offset.astype(np.float32)
+        total = self.learned + np.float32(blend.co_watch) * self.co_watch
+        result: Float32 = total + offset.astype(np.float32)
+        return result
 
 
 def choose_blend(parts: Parts, queries: Queries) -> tuple[Blend, float]:
@@ -77,9 +79,7 @@ def _as_good(one: npt.NDArray[np.float64], best: npt.NDArray[np.float64]) -> boo
     return bool(loss.mean() <= loss.std() / np.sqrt(max(len(loss), 1)))
 
 
-def _judge(
-    parts: Parts, blend: Blend, queries: Queries
-) -> tuple[npt.NDArray[np.float64], int]:
+def _judge(parts: Parts, blend: Blend, queries: Queries) -> tuple[npt.NDArray[np.float64], int]:
     """(recall@100 per query, distinct videos among the first ten of all queries)."""
     scores = parts.scores(blend)
     scores[:, 0] = -np.inf

@@ -39,7 +39,7 @@ Float32 = npt.NDArray[np.float32]
 def train_retriever(run: Run, config: Config, report: Report = no_report) -> dict[str, Any]:
     """Try the objectives on the training part, keep the best, then refit on train + validation.
 
-    Each try stops early on validation recall@100. The blend (models/blend.py) is chosen on the
+    Training stops early on validation recall@100. The blend (models/blend.py) is chosen on the
     same queries. Writes weights.npz, candidate_vectors.npy, the same of the search phase with the
     prefix "search_" (which has not seen the validation part), and report.json.
 
@@ -75,19 +75,25 @@ def train_retriever(run: Run, config: Config, report: Report = no_report) -> dic
     return summary
 
 
+RACE_EPOCHS = 2  # of every objective; only the better one is trained to its end
+
+
 def _search(
     setting: Setting, watches: Watches, valid: Queries
 ) -> tuple[TwoTower, Progress, dict[str, Any]]:
     """The best of the configured objectives: (model, its progress, what to report)."""
-    best: tuple[TwoTower, Progress, Goal] | None = None
-    tried: dict[str, float] = {}
-    for goal in setting.config.retriever.objectives:
-        model, progress = _fit(setting, f"search {goal}", ("train",), watches, goal, valid=valid)
-        tried[goal] = round(progress.best_score, 4)
-        if best is None or progress.best_score > best[1].best_score:
-            best = model, progress, goal
-    assert best is not None  # the configuration has at least one objective
-    model, progress, goal = best
+    goals = setting.config.retriever.objectives
+    tried: dict[Goal, float] = {}
+    if len(goals) > 1:
+        for goal in goals:
+            _, progress = _fit(
+                setting, f"search {goal}", ("train",), watches, goal, valid=valid,
+                epochs=RACE_EPOCHS,
+            )  # fmt: skip
+            tried[goal] = round(progress.best_score, 4)
+    goal = max(goals, key=lambda goal: tried.get(goal, 0.0))
+    # Continues from the checkpoints of the race.
+    model, progress = _fit(setting, f"search {goal}", ("train",), watches, goal, valid=valid)
     summary = progress.summary("valid_recall@100")
     return model, progress, summary | {"objective": goal, "tried": tried}
 
@@ -113,7 +119,7 @@ def _fit(
     valid: Queries | None = None,
     epochs: int | None = None,
 ) -> tuple[TwoTower, Progress]:
-    """Train on `parts`: with `valid` until its recall stops rising, else for `epochs` epochs.
+    """Train on `parts` for at most `epochs` epochs, with `valid` until its recall stops rising.
 
     The learning rate falls linearly over `max_epochs`, also where training ends before them.
     """

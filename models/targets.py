@@ -14,7 +14,6 @@ import tensorflow as tf
 from models.inputs import Tensors
 from workflow.features.history import Histories
 
-
 Goal = Literal["future", "next"]
 
 

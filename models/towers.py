@@ -48,9 +48,7 @@ def side_features(features: tuple[Feature, ...], widest: int) -> Any | None:
     if not features:
         return None
     categorical, _ = split_kinds(features)
-    tables = (
-        embedding_tables(categorical, tower_dims(categorical, widest)) if categorical else None
-    )
+    tables = embedding_tables(categorical, tower_dims(categorical, widest)) if categorical else None
     return mm.InputBlockV2(merlin_schema(features), categorical=tables)
 
 

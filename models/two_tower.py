@@ -25,6 +25,7 @@ from workflow.features.spec import FeatureSpec
 
 SCORE_BATCH = 4096
 
+
 class TwoTower(tf.keras.Model):
     """Query and candidate tower over one table of videos.
 
@@ -32,9 +33,7 @@ class TwoTower(tf.keras.Model):
     co_watch_dim] by video_index, `offset` float32 [num_videos + 1] by video_row.
     """
 
-    def __init__(
-        self, spec: FeatureSpec, config: RetrieverConfig, objective: Objective
-    ) -> None:
+    def __init__(self, spec: FeatureSpec, config: RetrieverConfig, objective: Objective) -> None:
         super().__init__()
         self.config, self.objective = config, objective
         self.videos = video_table(spec, config.embedding_dim)
@@ -96,9 +95,11 @@ class TwoTower(tf.keras.Model):
         start[:, : vectors.shape[1]] += 0.4 * vectors / np.maximum(length, 1e-6)
         table.assign(start)
 
+
 def output_dim(config: RetrieverConfig) -> int:
     """Width of query and candidate vectors."""
     return config.embedding_dim + config.co_watch_dim + 1
+
 
 def sampled_softmax(logits: Any, position: Any, weights: Any, log_q: Any | None) -> Any:
     """Softmax over the distinct videos that a batch drew, with several targets a query.
@@ -121,6 +122,7 @@ def sampled_softmax(logits: Any, position: Any, weights: Any, log_q: Any | None)
     targets = tf.gather(logits, position, batch_dims=1)
     return tf.reduce_mean(tf.reduce_logsumexp(logits, axis=1) - tf.linalg.matvec(targets, weights))
 
+
 def log_draw_probability(
     counts: npt.NDArray[np.int64], draws: int, uniform_draws: int
 ) -> npt.NDArray[np.float32]:
@@ -139,6 +141,7 @@ def log_draw_probability(
     result: npt.NDArray[np.float32] = np.log(-np.expm1(missing)).astype(np.float32)
     return result
 
+
 def candidate_vectors(model: TwoTower, tables: FeatureTables) -> npt.NDArray[np.float32]:
     """Vectors of the whole catalogue; float32 [num_videos + 1, output_dim], row 0 is zero."""
     encode = tf.function(lambda rows: model.candidate(tables.candidate(rows), rows))
@@ -150,6 +153,7 @@ def candidate_vectors(model: TwoTower, tables: FeatureTables) -> npt.NDArray[np.
     vectors: npt.NDArray[np.float32] = np.concatenate(parts)
     vectors[0] = 0.0
     return vectors
+
 
 def query_vectors(
     model: TwoTower, tables: FeatureTables, samples: dict[str, npt.NDArray[Any]]
@@ -163,5 +167,3 @@ def query_vectors(
     ]
     empty = np.zeros((0, output_dim(model.config)), np.float32)
     return np.concatenate([empty, *parts])
-
-__all__ = ["TwoTower", "candidate_vectors", "look_up", "output_dim", "query_vectors"]

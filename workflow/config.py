@@ -80,7 +80,7 @@ class RetrieverConfig(TrainConfig):
     batch_size: int = Field(1024, ge=2)
     learning_rate: float = Field(2e-3, gt=0)
     max_epochs: int = Field(6, ge=1)
-    max_rows_per_epoch: int = Field(500_000, ge=1_000)
+    max_rows_per_epoch: int = Field(400_000, ge=1_000)
     objectives: tuple[Literal["future", "next"], ...] = Field(("future", "next"), min_length=1)
     embedding_dim: int = Field(64, ge=2)
     tower_layers: tuple[int, ...] = (128,)

@@ -69,9 +69,7 @@ def build_samples(
     """
     import pandas as pd
 
-    columns: dict[str, npt.NDArray[np.generic]] = _pointers(
-        events, known.histories, config
-    )
+    columns: dict[str, npt.NDArray[np.generic]] = _pointers(events, known.histories, config)
     columns["part"] = part
     columns["watched"] = events["watched"].to_numpy().astype(np.int8)
     columns |= _user_state(events, known.label_prior)
