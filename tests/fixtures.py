@@ -29,8 +29,13 @@ def make_contract(
     publish_time: bool = True,
     numbers: bool = True,
     propensity: bool = False,
+    graded: bool = False,
 ) -> Contract:
-    """A contract over the columns that `make_tables` writes, with or without each kind."""
+    """A contract over the columns that `make_tables` writes, with or without each kind.
+
+    Args:
+        graded: every event is a watch, and the label says which of them were positive.
+    """
 
     def column(name: str, role: str, dtype: str, **more: Any) -> dict[str, Any]:
         return {"name": name, "role": role, "dtype": dtype, **more}
@@ -64,7 +69,7 @@ def make_contract(
     return Contract.model_validate(
         {
             "name": "planted",
-            "watched": "label" if label else "all",
+            "watched": "label" if label and not graded else "all",
             "events": {"path": "events", "columns": events},
             "users": {"path": "users.parquet", "columns": users},
             "videos": {"path": "videos.parquet", "columns": videos},
@@ -140,7 +145,7 @@ def write_run(folder: Path, contract: Contract, tables: Tables, *, num_partition
     kept = ["video_id", "title", *publish, *features]
     _write(tables.videos[kept], run.data / "videos.parquet")
     events = tables.events
-    if not contract.has_label:
+    if contract.watched == "all":
         events = events.assign(watched=True)
     columns = ["user_row", "video_row", "timestamp", "watched"]
     columns += ["label"] if contract.has_label else []
@@ -212,6 +217,7 @@ def _known(
         "session": session,
         "user_event_count": np.float32(len(mine)),
         "video_event_count": np.float32(len(of_video)),
+        **{f"video_event_count_{days}d": _recent(of_video, day, days) for days in (7, 30)},
     }
     if rates:
         answer["user_label_rate"] = _rate(mine, prior)
@@ -220,6 +226,11 @@ def _known(
     age = np.nan if pd.isna(published) else max(now - int(published), 0) / DAY
     answer["video_age_days"] = np.float32(age)
     return answer
+
+
+def _recent(events: list[dict[str, Any]], today: int, days: int) -> np.float32:
+    """How many were on the `days` days before today."""
+    return np.float32(sum(today - event["timestamp"] // DAY <= days for event in events))
 
 
 def _rate(events: list[dict[str, Any]], prior: float) -> np.float32:

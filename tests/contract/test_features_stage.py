@@ -20,6 +20,7 @@ from workflow.features.build import build_features
 from workflow.features.encoded import FeatureStore
 from workflow.features.fitted import CompiledTable
 from workflow.features.spec import FeatureSpec
+from workflow.features.state import VideoState
 from workflow.run import Run
 
 CONTRACT = make_contract()
@@ -142,25 +143,39 @@ def test_leave_last_out(tmp_path: Path) -> None:
     assert (train["timestamp"] <= train["user_row"].map(last).fillna(np.inf)).all()
 
 
-def test_without_labels_random_videos_are_the_negatives(tmp_path: Path) -> None:
-    contract = make_contract(label=False, watch_time=False)
-    config = make_config(ranker={"sampled_negatives": 3})
-    frames = []
-    for name in ("one", "two"):
-        run = write_run(tmp_path / name, contract, TABLES)
-        build_features(run, config, contract)
-        frames.append(samples(run, "train"))
-    train = frames[0]
-    pd.testing.assert_frame_equal(*frames)  # the same seed draws the same negatives
-    assert (train["label"] == train["watched"]).all()
-    assert (train["label"] == 0).sum() == 3 * (train["label"] == 1).sum()
-    assert train["video_row"].between(1, 15).all()
-    assert len(set(train[train["label"] == 0]["video_row"])) == 15
-    moments = ["user_row", "timestamp", "history_end", "session_start"]
-    negatives = train[train["label"] == 0][moments].value_counts()
-    watches = train[train["label"] == 1][moments].value_counts()
-    pd.testing.assert_series_equal(negatives.sort_index(), 3 * watches.sort_index())
-    assert "user_label_rate" not in train
+def test_graded_histories(tmp_path: Path) -> None:
+    """Where every event is a watch, history says which were positive; else it has no labels."""
+    for graded in (True, False):
+        contract = make_contract(graded=graded)
+        run = write_run(tmp_path / str(graded), contract, TABLES)
+        build_features(run, CONFIG, contract)
+        label = FeatureStore(run).histories().label
+        spec = FeatureSpec.load(run.features / "spec.json")
+        assert any(f.name == "long_history_label" for f in spec.features) is graded
+        if graded:
+            assert label is not None and label.dtype == np.int8
+            assert label.tolist() == TABLES.events["label"].tolist()
+        else:
+            assert label is None
+
+
+def test_video_state_at_any_moment(runs: dict[int, Run]) -> None:
+    """As the samples have it, and at the log's end as serving has it."""
+    store = FeatureStore(runs[1])
+    spec = FeatureSpec.load(store.root / "spec.json")
+    state = VideoState(store, spec)
+    test = samples(runs[1], "test")
+    at = state.at(test["video_row"].to_numpy(), test["timestamp"].to_numpy())
+    names = {f.name for f in spec.of_group("video_state", "cross")}
+    assert set(at) == names and "video_event_count_7d" in names
+    for name in names:
+        np.testing.assert_allclose(at[name], test[name], rtol=1e-6, atol=1e-6)
+    rows = np.arange(spec.num_videos + 1)
+    end = state.at(rows[None], np.array([[spec.last_event + 86_400]]))
+    start = state.at(rows, np.int64(spec.test_from))
+    for feature in spec.of_group("video_state"):
+        np.testing.assert_array_equal(end[feature.name][0], store.video(feature.name))
+    assert (start["video_event_count"] < end["video_event_count"][0]).any()
 
 
 def test_encoded_tables(runs: dict[int, Run]) -> None:

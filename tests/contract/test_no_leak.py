@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,15 @@ from tests.fixtures import (
 )
 from workflow.config import Config
 from workflow.errors import DataError
-from workflow.features import history
+from workflow.features import daily, history
 from workflow.features.build import _Builder
+from workflow.features.daily import DailyCounts
 from workflow.features.samples import build_samples, split_of
 
 CONTRACT = make_contract()
 CONFIG = make_config(features={"session_gap_s": 1800})
-STATE = ["user_event_count", "user_label_rate", "video_event_count", "video_label_rate",
-         "video_age_days"]  # fmt: skip
+STATE = ["user_event_count", "user_label_rate", "video_event_count", "video_event_count_7d",
+         "video_event_count_30d", "video_label_rate", "video_age_days"]  # fmt: skip
 # Ties, both sides of the session gap, and both sides of midnight UTC.
 MOMENTS = (0, 1, 600, 1800, 1801, 3601, DAY - 1, DAY, DAY + 1, 2 * DAY - 1800, 2 * DAY, 4 * DAY)
 
@@ -145,7 +146,7 @@ def _longer_session(end: Any, start: Any, timestamp: Any, histories: Any, gap_s:
 
 
 ORIGINAL_POSITIONS = history.positions
-ORIGINAL_BEFORE = history.DailyCounts.before
+ORIGINAL_BEFORE = DailyCounts.before
 ORIGINAL_SESSION = history.session_pointer
 
 
@@ -155,13 +156,14 @@ ORIGINAL_SESSION = history.session_pointer
         (history, "positions", _itself, "history"),
         (history, "positions", _same_second, "user_event_count"),
         (history, "positions", _next_event, "user_label_rate"),
-        (history.DailyCounts, "before", _same_day, "video_event_count"),
-        (history.DailyCounts, "before", _all_days, "video_label_rate"),
+        (DailyCounts, "before", _same_day, "video_event_count"),
+        (DailyCounts, "before", _all_days, "video_label_rate"),
+        (daily, "RECENT_DAYS", {"video_event_count_7d": 8}, "video_event_count_7d"),
         (history, "session_pointer", _longer_session, "session"),
     ],
 )
 def test_planted_leaks_are_caught(
-    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, leak: Callable[..., Any], seen: str
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, leak: Any, seen: str
 ) -> None:
     tables = make_tables(num_users=12, num_videos=8, num_events=500, seed=5)
     rng = np.random.default_rng(0)

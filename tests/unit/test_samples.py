@@ -1,4 +1,4 @@
-"""Samples: time context, video age, and what negatives share with their watch."""
+"""Samples: time context, video age, what is left out, and data without labels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fixtures import DAY, START, make_config, make_contract, make_tables
-from workflow.features.history import DailyCounts, Histories, session_starts
+from workflow.features.daily import DailyCounter
+from workflow.features.history import Histories, session_starts
 from workflow.features.samples import (
     Cuts,
     Known,
@@ -38,21 +38,20 @@ def test_video_age() -> None:
     assert np.isnan(got[0]) and got[1:].tolist() == [0.0, 0.0, 1.5]  # not yet out: age 0
 
 
-def known(events: pd.DataFrame, num_users: int, num_videos: int) -> Known:
+def known(events: pd.DataFrame, num_users: int) -> Known:
     watched = events[events["watched"]]
     user, time = watched["user_row"].to_numpy(), watched["timestamp"].to_numpy()
     start = np.searchsorted(user, np.arange(num_users + 2)).astype(np.int64)
     video = watched["video_row"].to_numpy()
     histories = Histories(video, time, start, session_starts(user, time, 1800))
-    daily = DailyCounts(num_videos)
+    daily = DailyCounter()
     daily.add(events["video_row"].to_numpy(), events["timestamp"].to_numpy(), np.ones(len(events)))
-    daily.finish()
-    return Known(histories, daily, num_videos, None, 0.5)
+    return Known(histories, daily.finish(), None, 0.5)
 
 
 def test_propensity_goes_with_its_exposure() -> None:
     tables = make_tables(num_users=10, num_videos=50, num_events=300)
-    part, lookup = np.zeros(300, np.int8), known(tables.events, 10, 50)
+    part, lookup = np.zeros(300, np.int8), known(tables.events, 10)
     contract = make_contract(publish_time=False, propensity=True)
     samples = build_samples(tables.events, part, contract, make_config(), lookup)
     assert samples["propensity"].tolist() == tables.events["propensity"].tolist()
@@ -63,35 +62,14 @@ def test_propensity_goes_with_its_exposure() -> None:
     assert "propensity" not in without
 
 
-@pytest.mark.parametrize("negatives", [1, 4])
-def test_negatives(negatives: int) -> None:
-    contract = make_contract(label=False, publish_time=False, propensity=True)
-    config = make_config(ranker={"sampled_negatives": negatives})
+def test_without_labels_every_watch_is_positive() -> None:
+    contract = make_contract(label=False, publish_time=False)
     tables = make_tables(num_users=10, num_videos=50, num_events=300)
     events = tables.events.drop(columns="label").assign(watched=True)
     part = np.zeros(300, np.int8)
-    lookup = known(events, 10, 50)
-    samples = build_samples(events, part, contract, config, lookup)
-    watches, drawn = samples.iloc[:300], samples.iloc[300:]
-    assert len(drawn) == 300 * negatives
-    assert (watches["label"] == 1).all() and (watches["watched"] == 1).all()
-    assert (drawn["label"] == 0).all() and (drawn["watched"] == 0).all()
-    assert drawn["watch_s"].isna().all() and watches["watch_s"].notna().any()
-    assert drawn["propensity"].isna().all() and watches["propensity"].notna().all()
-    assert drawn["video_row"].between(1, 50).all() and drawn["video_row"].nunique() == 50
-    assert watches["video_row"].tolist() == events["video_row"].tolist()
-    same = ["user_row", "timestamp", "history_end", "session_start", "user_event_count", "hour"]
-    repeated = watches[same].iloc[np.repeat(np.arange(300), negatives)]
-    np.testing.assert_array_equal(drawn[same].to_numpy(), repeated.to_numpy())
-    # A negative's numbers are its own video's, not those of the watch it was drawn for.
-    counts, _ = lookup.daily.before(
-        drawn["video_row"].to_numpy(np.int64), drawn["timestamp"].to_numpy(np.int64)
-    )
-    assert drawn["video_event_count"].tolist() == counts.tolist()
-    again = build_samples(events, part, contract, config, lookup)
-    pd.testing.assert_frame_equal(samples, again)
-    other = build_samples(events, part, contract, make_config(seed=8), lookup)
-    assert other["video_row"].iloc[300:].tolist() != samples["video_row"].iloc[300:600].tolist()
+    samples = build_samples(events, part, contract, make_config(), known(events, 10))
+    assert len(samples) == 300 and (samples["label"] == 1).all() and (samples["watched"] == 1).all()
+    assert "video_label_rate" not in samples and "user_label_rate" not in samples
 
 
 def test_unused_events_are_left_out() -> None:
@@ -99,7 +77,7 @@ def test_unused_events_are_left_out() -> None:
     tables = make_tables(num_users=10, num_videos=50, num_events=300)
     part = np.full(300, TRAIN, np.int8)
     part[::3] = UNUSED
-    lookup = known(tables.events, 10, 50)
+    lookup = known(tables.events, 10)
     samples = build_samples(tables.events, part, contract, make_config(), lookup)
     kept = tables.events[part != UNUSED]
     assert samples["timestamp"].tolist() == kept["timestamp"].tolist()

@@ -115,7 +115,6 @@ def planted(seed: int = 0) -> Tables:
 def config() -> Config:
     return make_config(
         retriever={"batch_size": 256, "max_epochs": 12, "patience": 3, "learning_rate": 0.01},
-        ranker={"sampled_negatives": 1},
     )
 
 

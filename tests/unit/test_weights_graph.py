@@ -11,13 +11,18 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 
+from models.dlrm import Outputs
 from models.inputs import FeatureTables
-from models.ranker import build_ranker, predict
+from models.ranker import build_ranker
+from models.ranker_predict import Predictor, combined
 from models.retriever import build_two_tower
+from models.scoring import Platt, Scoring
 from models.weights import fold_videos, ranker_weights, tower_weights
 from tests.fixtures import make_config, make_contract, make_tables, write_run
 from triton_repo.export import _slots
-from triton_repo.graph import RankerLayout, query_tower_graph, ranker_graph
+from triton_repo.graph import query_tower_graph
+from triton_repo.ranker_graph import RankerLayout, ranker_graph
+from workflow.config import ScoreWeights
 from workflow.features.build import build_features
 from workflow.features.encoded import FeatureStore
 from workflow.features.spec import QUERY_GROUPS, FeatureSpec
@@ -27,6 +32,7 @@ MIXES: dict[str, dict[str, bool]] = {
     "no context": {"context": False},
     "no lists": {"lists": False},
     "no watch time": {"watch_time": False},
+    "graded": {"graded": True},
     "no publish time": {"publish_time": False},
     "no numbers": {"numbers": False},
     "only watches": {
@@ -76,9 +82,12 @@ def random_samples(spec: FeatureSpec, store: FeatureStore, count: int = 16) -> d
 
 def packed(tables: FeatureTables, features: Any, samples: dict[str, Any]) -> dict[str, Any]:
     """The query's part as serving packs it: one row of indices and one of numbers."""
-    looked_up = tables._pick(features, {k: tf.constant(v) for k, v in samples.items()})
-    index = [looked_up[f.name].numpy() for f in features if f.kind != "continuous"]
-    value = [looked_up[f.name].numpy() for f in features if f.kind == "continuous"]
+    batch = {k: tf.constant(v) for k, v in samples.items()}
+    looked_up = tables.ranker_requests(batch)
+    index, value = [], []
+    for feature in features:
+        values = looked_up[feature.name].numpy().reshape(len(samples["user_row"]), feature.length)
+        (value if feature.kind == "continuous" else index).append(values)
     return {
         "query_index": np.concatenate(index, axis=1).astype(np.int32),
         "query_value": np.concatenate(value, axis=1).astype(np.float32),
@@ -120,17 +129,12 @@ def test_a_query_without_direction(tables: Any) -> None:
 
 
 def test_ranker(tables: Any) -> None:
-    """Every request against several candidates, as TensorFlow scores each pair alone."""
+    """Every request against several candidates, as TensorFlow scores them."""
     lookup, store = tables
     spec = lookup.spec
-    config = make_config(ranker={"positive_power": 0.7, "watch_power": 0.4})
-    model = shaken(build_ranker(lookup, config))
-    if spec.has_watch_time:
-        kernel, bias = model.watch_head.get_weights()
-        model.watch_head.set_weights(
-            [kernel, bias + 3]
-        )  # mostly above zero, where ReLU is not flat
-    weights = ranker_weights(model, spec.features)
+    model = shaken(build_ranker(lookup, make_config(ranker={"attention_heads": 2})))
+    weights = ScoreWeights(retrieval=0.7, watch=0.5, label=1.5, watch_time=2.0)
+    model.scoring = Scoring(Platt(0.5, -0.3), Platt(0.2, 0.4), weights)
     query = spec.of_group(*QUERY_GROUPS)
     video = spec.of_group("video", "video_state")
     fields = [f.name for f in video if f.kind != "continuous"]
@@ -142,28 +146,29 @@ def test_ranker(tables: Any) -> None:
         tuple(fields),
         (*numbers, *cross),
     )
-    graph = ranker_graph(weights, layout)
+    exported = ranker_weights(model)
+    graph = ranker_graph(exported, layout)
     samples = random_samples(spec, store)
     rng = np.random.default_rng(2)
-    candidates = rng.integers(1, NUM_VIDEOS + 1, (len(samples["user_row"]), 5)).astype(np.int32)
-    age = rng.normal(size=candidates.shape).astype(np.float32)
-    vectors = fold_videos(weights.tables, {name: store.video(name) for name in fields}, batch=7)
-    stacked = [np.asarray(store.video(name), np.float32)[candidates] for name in numbers]
-    stacked += [age] * len(cross)
+    shape = (len(samples["user_row"]), 5)
+    candidates = rng.integers(1, NUM_VIDEOS + 1, shape).astype(np.int32)
+    retrieval, age = rng.normal(size=(2, *shape)).astype(np.float32)
+    state = {f.name: store.video(f.name)[candidates] for f in spec.of_group("video_state")}
+    state |= dict.fromkeys(cross, age)
+    vectors = fold_videos(exported.tables, {name: store.video(name) for name in fields}, batch=7)
+    static = {name: store.video(name)[candidates] for name in numbers}
+    values = [(static | state)[name] for name in layout.video_values]
     inputs = packed(lookup, query, samples) | {
         "video_vector": vectors[candidates].astype(np.float32),
-        "video_value": np.stack(stacked, axis=2),
+        "video_value": np.stack(values, axis=2).astype(np.float32),
+        "candidate_score": retrieval,
     }
     got = answer(graph, inputs)
-    assert got.shape == candidates.shape and got.std() > 0.01
-    for k in range(candidates.shape[1]):
-        batch = samples | {"video_row": candidates[:, k]}
-        for feature in spec.of_group("video_state"):
-            batch[feature.name] = store.video(feature.name)[candidates[:, k]]
-        if cross:
-            batch["video_age_days"] = age[:, k]
-        expected = predict(model, lookup, {n: tf.constant(v) for n, v in batch.items()})["score"]
-        np.testing.assert_allclose(got[:, k], expected.numpy(), atol=1e-5)
+    out = Predictor(model, lookup, store).candidates(samples, candidates, state)
+    expected, terms = combined(model, Outputs(**out), retrieval)
+    varying = [term for term in terms if term.std() > 0.01]
+    assert got.shape == shape and len(varying) == 2 + spec.has_label + spec.has_watch_time
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_fold_videos() -> None:
