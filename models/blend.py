@@ -48,9 +48,12 @@ class Parts:
 
     def scores(self, blend: Blend) -> Float32:
         """float32 [n, num_videos + 1]."""
-        offset = blend.trend * self.trend - blend.popularity * self.log_popularity
+        offset: Float32 = (
+            np.float32(blend.trend) * self.trend
+            - np.float32(blend.popularity) * self.log_popularity
+        )
         total = self.learned + np.float32(blend.co_watch) * self.co_watch
-        result: Float32 = total + offset.astype(np.float32)
+        result: Float32 = total + offset
         return result
 
 
