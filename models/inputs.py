@@ -7,6 +7,7 @@ arrays, so training reads exactly the values that serving reads.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import tensorflow as tf
 from merlin.schema import ColumnSchema, Schema, Tags
 
 from workflow.features.encoded import FeatureStore
-from workflow.features.spec import Feature, FeatureSpec, Group
+from workflow.features.spec import FIRST_VALUE, QUERY_GROUPS, Feature, FeatureSpec, Group
 
 Tensors = dict[str, Any]  # name -> tf.Tensor
+RECENT_WATCHES = 50  # of the long history, whose labels count once more on their own
 
 
 def merlin_schema(features: tuple[Feature, ...]) -> Schema:
@@ -56,7 +58,15 @@ class FeatureTables:
         histories = store.histories()
         # One padding entry keeps look-ups valid when nobody has watched anything.
         self._watched = tf.constant(np.r_[histories.video_row, np.int32(0)])
+        self._liked: Any = None
+        if histories.label is not None:
+            self._liked = tf.constant(np.r_[histories.label, np.int8(0)])
         self._start = tf.constant(histories.start)
+
+    @property
+    def video_index(self) -> Any:
+        """Vocabulary index by video row; int32 [num_videos + 1]."""
+        return self._video["video_index"]
 
     def query(self, batch: Tensors) -> Tensors:
         """Query tower inputs of a batch: int32/float32 [batch, 1] or int32 [batch, length]."""
@@ -69,12 +79,77 @@ class FeatureTables:
             for f in self.spec.candidate()
         }
 
-    def ranker(self, batch: Tensors) -> Tensors:
-        """All features of a batch of (user, video, request) samples."""
-        return self._pick(self.spec.features, batch)
+    def ranker_requests(self, batch: Tensors) -> Tensors:
+        """What the ranker reads of requests with samples [batch]; q = 1 in Ranker.call."""
+        query = {
+            name: values[:, None]
+            for name, values in self._pick(self._ranker_query(), batch).items()
+        }
+        length = self.spec["long_history"].length
+        end = tf.cast(batch["history_end"], tf.int64)[:, None]
+        first = tf.gather(self._start, batch["user_row"])[:, None]
+        return query | self._long_history(end, first, end, length)
+
+    def ranker_windows(self, batch: Tensors) -> tuple[Tensors, Tensors]:
+        """(query, candidates) of windows [batch, k] of logged events, each its own request."""
+        shape = tf.shape(batch["user_row"])
+        flat = {name: tf.reshape(values, [-1]) for name, values in batch.items()}
+        query = {
+            name: tf.reshape(values, tf.concat([shape, tf.shape(values)[1:]], axis=0))
+            for name, values in self._pick(self._ranker_query(), flat).items()
+        }
+        first = tf.gather(self._start, batch["user_row"])
+        end = tf.cast(batch["history_end"], tf.int64)
+        last = tf.reduce_max(end, axis=1, keepdims=True)
+        span = self.spec["long_history"].length + batch["user_row"].shape[1]
+        query |= self._long_history(end, first, last, span)
+        changing = self.spec.of_group("video_state", "cross")
+        numbers = {f.name: batch[f.name] for f in changing}
+        return query, self.ranker_candidates(batch["video_row"], numbers)
+
+    def _ranker_query(self) -> tuple[Feature, ...]:
+        features = self.spec.of_group(*QUERY_GROUPS)
+        return tuple(f for f in features if not f.name.startswith("long_history"))
+
+    def _long_history(self, end: Any, first: Any, last: Any, span: int) -> Tensors:
+        """The `span` watches before `last`, and which of them each event may see.
+
+        Args:
+            end, first: int64 [batch, q], where each event's past ends and its user's begins.
+            last: int64 [batch, 1].
+        """
+        at = last - span + tf.range(span, dtype=tf.int64)[None, :]
+        oldest = tf.maximum(first, end - self.spec["long_history"].length)
+        visible = (at[:, None, :] < end[:, :, None]) & (at[:, None, :] >= oldest[:, :, None])
+        inside = tf.reduce_any(visible, axis=1)
+        where = tf.where(inside, at, tf.shape(self._watched, tf.int64)[0] - 1)
+        rows = tf.where(inside, tf.gather(self._watched, where), 0)
+        recent = visible & (at[:, None, :] >= end[:, :, None] - RECENT_WATCHES)
+        found = {"long_history": tf.gather(self._video["video_index"], rows)}
+        found |= {"visible": visible, "recent": recent}
+        if self._liked is not None:
+            liked = FIRST_VALUE + tf.cast(tf.gather(self._liked, where), tf.int32)
+            found["long_history_label"] = tf.where(inside, liked, 0)
+        return found
+
+    def ranker_candidates(self, video_row: Any, numbers: Tensors) -> Tensors:
+        """What the ranker reads of each candidate, [batch, k, 1 or length].
+
+        Args:
+            video_row: int [batch, k].
+            numbers: float32 [batch, k] per feature of the groups video_state and cross.
+        """
+        features = {
+            f.name: tf.gather(self._video[f.name], video_row) for f in self.spec.of_group("video")
+        }
+        features |= {f.name: numbers[f.name] for f in self.spec.of_group("video_state", "cross")}
+        return {
+            name: values[..., None] if len(values.shape) == 2 else values
+            for name, values in features.items()
+        }
 
     def duration_s(self, batch: Tensors) -> Any:
-        """Seconds that each sample's video lasts; float32 [batch], NaN where not known."""
+        """Seconds that each sample's video lasts, NaN where not known; float32, as video_row."""
         return tf.gather(self._duration_s, batch["video_row"])
 
     def _pick(self, features: tuple[Feature, ...], batch: Tensors) -> Tensors:
@@ -117,6 +192,7 @@ class SampleBatches:
         batch_size: samples per batch; the last batch may be smaller.
         watched_only: leave out exposures that were not watched.
         shuffle: mix the rows anew in each epoch.
+        max_rows: end an epoch after about so many rows; None: after all.
 
     Iterating yields column name -> tensor [batch], in the file's dtype.
     """
@@ -129,6 +205,7 @@ class SampleBatches:
         *,
         watched_only: bool = False,
         shuffle: bool = False,
+        max_rows: int | None = None,
     ) -> None:
         import merlin.models.tf as mm
         from merlin.io import Dataset
@@ -139,13 +216,15 @@ class SampleBatches:
             frame = data.to_ddf()
             data = Dataset(frame[frame["watched"] == 1], schema=data.schema)
         self._loader = mm.Loader(data, batch_size=batch_size, shuffle=shuffle, schema=schema)
+        self._limit = None if max_rows is None else max(max_rows // batch_size, 1)
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._loader) if self._limit is None else min(self._limit, len(self._loader))
 
     def __iter__(self) -> Iterator[Tensors]:
-        for batch, _ in self._loader:
+        for batch, _ in islice(self._loader, len(self)):
             yield batch
+        self._loader.stop()
 
 
 def sample_columns(spec: FeatureSpec, *, ranker: bool) -> list[str]:
@@ -154,5 +233,7 @@ def sample_columns(spec: FeatureSpec, *, ranker: bool) -> list[str]:
     features = spec.of_group(*per_event) if ranker else spec.query()
     names = [f.name for f in features if f.group in per_event]
     pointers = ["user_row", "video_row", "history_end", "session_start"]
-    targets = ["label"] + (["log_watch"] if spec.has_watch_time else []) if ranker else []
+    if not ranker:
+        return pointers + names
+    targets = ["label", "watched"] + (["log_watch"] if spec.has_watch_time else [])
     return pointers + targets + names

@@ -15,11 +15,12 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import tensorflow as tf
 
+from models.dlrm import Outputs
 from models.index import set_effort
 from models.inputs import FeatureTables, sample_columns
-from models.ranker import load_ranker, predict
+from models.ranker import load_ranker
+from models.ranker_predict import Predictor, combined
 from models.retriever import load_two_tower
 from models.two_tower import query_vectors
 from workflow.config import Config
@@ -58,6 +59,7 @@ class OfflineRecommender:
         self.tables = FeatureTables(self.store, self.spec)
         self.two_tower = load_two_tower(run, config, self.tables)
         self.ranker = load_ranker(run, config, self.tables)
+        self.predictor = Predictor(self.ranker, self.tables, self.store)
         self.histories = self.store.histories()
         self.events = restore_workflow(
             contract, config.features, "events", self.store.root / "workflows" / "events"
@@ -82,8 +84,8 @@ class OfflineRecommender:
         vectors = query_vectors(self.two_tower, self.tables, {n: samples[n] for n in columns})
         ids, scores = [], []
         for row in range(len(user_ids)):
-            rows = self._candidates(vectors[row : row + 1], samples, row)
-            score = self._score(samples, row, rows, times[row])
+            rows, retrieval = self._candidates(vectors[row : row + 1], samples, row)
+            score = self._score(samples, row, rows, retrieval, times[row])
             order = np.argsort(-score, kind="stable")[:top_k]
             ids.append(self.store.video("video_id")[rows[order] - 1])
             scores.append(score[order])
@@ -132,33 +134,34 @@ class OfflineRecommender:
         frame = pd.concat([frame, frame[-1:].assign(**filled)], ignore_index=True)
         return workflows.transform(self.events, frame)[0].iloc[:-1].reset_index(drop=True)
 
-    def _candidates(self, vector: Array, samples: dict[str, Array], row: int) -> Array:
-        """Rows of the best unwatched candidates; int64 [at most num_candidates]."""
+    def _candidates(
+        self, vector: Array, samples: dict[str, Array], row: int
+    ) -> tuple[Array, Array]:
+        """(rows, scores) of the best unwatched candidates; [at most num_candidates]."""
         first = self.histories.start[samples["user_row"][row]]
         watched = self.histories.video_row[first : samples["history_end"][row]]
         if not self.config.serving.exclude_watched:
             watched = watched[:0]
         wanted = min(self.num_candidates + len(watched), self.index.ntotal)
-        _, found = self.index.search(vector, wanted)
-        rows = found[0][found[0] >= 0] + 1
-        kept: Array = rows[~np.isin(rows, watched)][: self.num_candidates]
-        return kept
+        scores, found = self.index.search(vector, wanted)
+        keep = (found[0] >= 0) & ~np.isin(found[0] + 1, watched)
+        return found[0][keep][: self.num_candidates] + 1, scores[0][keep][: self.num_candidates]
 
-    def _score(self, samples: dict[str, Array], row: int, rows: Array, time: int) -> Array:
-        batch = {
-            name: np.repeat(values[row : row + 1], len(rows)) for name, values in samples.items()
-        }
-        batch["video_row"] = rows.astype(np.int32)
-        for feature in self.spec.of_group("video_state"):
-            batch[feature.name] = self.store.video(feature.name)[rows]
+    def _score(
+        self, samples: dict[str, Array], row: int, rows: Array, retrieval: Array, time: int
+    ) -> Array:
+        request = {name: values[row : row + 1] for name, values in samples.items()}
+        state = self.spec.of_group("video_state")
+        numbers = {feature.name: self.store.video(feature.name)[rows] for feature in state}
         if self.contract.has_publish_time:
             published = self.store.video("publish_time")[rows]
             age = video_age_days(published, np.full(len(rows), time))
             empty = {c.name: np.full(len(rows), None) for c in self.contract.features("context")}
             hours = time_context(np.full(len(rows), time))
-            batch["video_age_days"] = self._transform({**empty, **hours}, age)[
-                "video_age_days"
-            ].to_numpy(np.float32)
-        tensors = {name: tf.constant(values) for name, values in batch.items()}
-        score: Array = predict(self.ranker, self.tables, tensors)["score"].numpy()
-        return score
+            encoded = self._transform({**empty, **hours}, age)["video_age_days"]
+            numbers["video_age_days"] = encoded.to_numpy(np.float32)
+        numbers = {name: values[None] for name, values in numbers.items()}
+        out = self.predictor.candidates(request, rows[None].astype(np.int32), numbers)
+        score, _ = combined(self.ranker, Outputs(**out), retrieval[None])
+        result: Array = score[0]
+        return result

@@ -1,50 +1,69 @@
-"""The ranker stage: train the DLRM with early stopping on validation AUC."""
+"""The ranker stage: train the DLRM on logged events and retrieved lists, then calibrate it."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import models.compat  # noqa: F401
 
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 import tensorflow as tf
 
-from models.dlrm import Ranker
-from models.inputs import FeatureTables, SampleBatches, Tensors, sample_columns
-from models.metrics import auc, calibration_error, log_loss, per_user_auc
+from models.candidates import CandidateLists, Retrieval, past_lists, sampled
+from models.dlrm import Outputs, Ranker
+from models.inputs import FeatureTables, Tensors, sample_columns
+from models.metrics import auc
+from models.ranker_predict import Predictor, combined
+from models.scoring import Platt, Scoring, fit_platt, fit_weights
 from models.training import Fit, Progress, Setting, gradient_step, load_weights, save_weights
-from workflow.config import Config
+from models.watch_time import WatchTime
+from models.windows import WindowBatches
+from workflow.config import Config, ScoreWeights
 from workflow.console import Report, no_report
 from workflow.errors import TrainingError
 from workflow.features.encoded import FeatureStore
 from workflow.features.spec import FeatureSpec
+from workflow.features.state import VideoState
 from workflow.frames import read_frame
 from workflow.run import Run, replaced_folder, write_json
 
-PREDICT_BATCH = 16_384
+MAX_VALID_LISTS = 5_000
 
 
 def train_ranker(run: Run, config: Config, report: Report = no_report) -> dict[str, Any]:
     """Train with early stopping on validation AUC, then refit on train + validation.
 
-    Writes weights.npz and report.json into the run's ranker folder.
+    The first model has not seen the validation part: calibration and the weights of the final
+    score are fitted there with it. Writes weights.npz, scoring.json and report.json into the
+    run's ranker folder.
 
     Returns:
-        {"epochs", "valid_auc", "rows_per_s", "scores"}.
+        {"epochs", "valid_auc", "rows_per_s", "scores", "weights"}; valid_auc is of the label, or
+        of what was watched of retrieved lists where there is no label.
     """
     tf.keras.utils.set_random_seed(config.seed)
     store = FeatureStore(run)
     tables = FeatureTables(store, FeatureSpec.load(store.root / "spec.json"))
-    _check_labels(store)
+    if tables.spec.has_label:
+        _check_labels(store)
     setting = Setting(store, tables, config, run.checkpoints / "ranker", report)
-    model, progress = _fit(setting, "search", ("train",))
+    report(0, 1, "candidate lists")
+    search = Retrieval(run, config, store, tables, "search")
+    valid = past_lists(search, ("valid",), MAX_VALID_LISTS, first_only=True)
+    model, progress = _fit(setting, search, ("train",), valid=valid)
+    scoring = _scoring(model, setting, valid)
     if config.ranker.refit:
-        model, _ = _fit(setting, "refit", ("train", "valid"), epochs=progress.best_epoch)
-    summary = progress.summary("valid_auc")
+        final = Retrieval(run, config, store, tables, "final")
+        model, _ = _fit(setting, final, ("train", "valid"), epochs=progress.best_epoch)
+    summary = progress.summary("valid_auc") | {"weights": scoring.weights.model_dump()}
     with replaced_folder(run.ranker) as target:
         save_weights(model, target / "weights.npz")
+        scoring.save(target / "scoring.json")
+        if model.watch_time is not None:
+            model.watch_time.save(target / "watch_time.npz")
         write_json(target / "report.json", summary)
     shutil.rmtree(setting.checkpoints, ignore_errors=True)
     return summary
@@ -64,108 +83,154 @@ def _check_labels(store: FeatureStore) -> None:
 
 
 def _fit(
-    setting: Setting, name: str, parts: tuple[str, ...], *, epochs: int | None = None
+    setting: Setting,
+    retrieval: Retrieval,
+    parts: tuple[str, ...],
+    *,
+    valid: CandidateLists | None = None,
+    epochs: int | None = None,
 ) -> tuple[Ranker, Progress]:
-    """Train on `parts`: until validation AUC stops rising, or for `epochs` epochs."""
+    """Train on `parts`: with `valid` until validation AUC stops rising, or for `epochs` epochs."""
     store, tables, config = setting.store, setting.tables, setting.config
     settings = config.ranker
     model = build_ranker(tables, config)
+    if model.has_watch_time:
+        model.watch_time = _watch_time(store, parts)
     optimizer = tf.keras.optimizers.Adam(settings.learning_rate)
-
-    def validate() -> float:
-        labels, predictions = predict_samples(model, tables, store, "valid")
-        return auc(labels["label"], predictions["p_positive"])
-
     fit = Fit(
         model=model,
         optimizer=optimizer,
-        step=gradient_step(model, optimizer, lambda b: model.loss(tables.ranker(b), b)),
-        batches=SampleBatches(
-            store.samples(*parts),
-            sample_columns(tables.spec, ranker=True),
-            settings.batch_size,
-            shuffle=True,
-        ),
-        validate=validate if epochs is None else None,
-        checkpoints=setting.checkpoints / name,
+        step=gradient_step(model, optimizer, lambda batch: _loss(model, tables, batch)),
+        batches=TaskBatches(setting, past_lists(retrieval, parts, settings.list_queries), parts),
+        validate=None if valid is None else lambda: _valid_auc(model, setting, valid),
+        checkpoints=setting.checkpoints / retrieval.phase,
         max_epochs=epochs or settings.max_epochs,
         patience=settings.patience,
     )
-    return model, fit.run(setting.report, f"ranker {name}")
+    return model, fit.run(setting.report, f"ranker {retrieval.phase}")
+
+
+def _loss(model: Ranker, tables: FeatureTables, batch: Tensors) -> Any:
+    loss = tf.constant(0.0)
+    if batch["events"]:
+        events = batch["events"] | {"duration_s": tables.duration_s(batch["events"])}
+        loss += model.event_loss(*tables.ranker_windows(events), events)
+    lists = batch["lists"]
+    candidates = tables.ranker_candidates(lists["rows"], lists["numbers"])
+    query = tables.ranker_requests(lists["samples"])
+    on_lists = model.list_loss(query, candidates, lists["watched"], lists["present"])
+    return loss + model.config.list_loss_weight * on_lists
+
+
+def _watch_time(store: FeatureStore, parts: tuple[str, ...]) -> WatchTime:
+    columns = ["video_row", "watched", "log_watch"]
+    frames = [read_frame(path, columns=columns) for path in store.samples(*parts)]
+    frame = pd.concat(frames, ignore_index=True).query("watched == 1")
+    durations = store.duration_s()[frame["video_row"].to_numpy()]
+    return WatchTime.fit(np.expm1(frame["log_watch"].to_numpy()), durations)
+
+
+class TaskBatches:
+    """Batches of both kinds of training data, side by side.
+
+    Iterating yields {"events": samples of logged events (empty where they teach nothing),
+    "lists": requests with sampled candidates, "user_row": the rows to count}.
+    """
+
+    def __init__(self, setting: Setting, lists: CandidateLists, parts: tuple[str, ...]) -> None:
+        self._setting, self._lists, self._epoch = setting, lists, 0
+        self._state = VideoState(setting.store, setting.tables.spec)
+        spec, size = setting.tables.spec, setting.config.ranker.batch_size
+        self._events: WindowBatches | None = None
+        if spec.has_label or spec.has_watch_time:
+            columns = sample_columns(spec, ranker=True)
+            files = setting.store.samples(*parts)
+            self._events = WindowBatches(files, columns, size, seed=setting.config.seed)
+        width = setting.config.ranker.list_retrieved + setting.config.ranker.list_uniform
+        self._count = len(self._events or range(-(-len(lists) * width // size)))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Tensors]:
+        self._epoch += 1
+        setting = self._setting
+        rng = np.random.default_rng((setting.config.seed, self._epoch))
+        lists = sampled(self._lists, rng, setting.config, setting.tables.spec.num_videos)
+        pieces = np.array_split(rng.permutation(len(lists)), len(self))
+        events = iter(self._events) if self._events is not None else iter([{}] * len(self))
+        for number, batch in enumerate(events):
+            part = list_tensors(lists.take(pieces[number % len(pieces)]), self._state)
+            counted = part["samples"]["user_row"]
+            if batch:
+                counted = tf.boolean_mask(batch["user_row"], batch["present"])
+            yield {"events": batch, "lists": part, "user_row": counted}
+
+
+def list_tensors(lists: CandidateLists, state: VideoState) -> Tensors:
+    """Lists as the ranker reads them; videos' numbers are those of the request's time."""
+    time = lists.samples["timestamp"].astype(np.int64)[:, None]
+    present = lists.rows > 0
+    return {
+        "samples": {name: tf.constant(values) for name, values in lists.samples.items()},
+        "rows": tf.constant(lists.rows),
+        "numbers": {n: tf.constant(v) for n, v in state.at(lists.rows, time).items()},
+        "watched": tf.constant((lists.gains() > 0).astype(np.float32)),
+        "present": tf.constant(present),
+    }
+
+
+def _valid_auc(model: Ranker, setting: Setting, valid: CandidateLists) -> float:
+    predictor = Predictor(model, setting.tables, setting.store)
+    if setting.tables.spec.has_label:
+        truth, out = predictor.events("valid")
+        return auc(truth["label"], out.label)
+    out, present = _on_lists(predictor, valid), valid.rows > 0
+    return auc((valid.gains()[present] > 0).astype(np.float32), out.watch[present])
+
+
+def _on_lists(predictor: Predictor, lists: CandidateLists) -> Outputs:
+    return predictor.lists(lists.samples, lists.rows, lists.samples["timestamp"].astype(np.int64))
+
+
+def _scoring(model: Ranker, setting: Setting, valid: CandidateLists) -> Scoring:
+    """Calibration and score weights from the validation part."""
+    predictor = Predictor(model, setting.tables, setting.store)
+    label = Platt()
+    if model.has_label:
+        truth, events = predictor.events("valid")
+        label = fit_platt(events.label, truth["label"])
+    out, gains, present = _on_lists(predictor, valid), valid.gains(), valid.rows > 0
+    watch = fit_platt(out.watch[present], gains[present] > 0)
+    weights = setting.config.ranker.score_weights
+    if not isinstance(weights, ScoreWeights):
+        model.scoring = Scoring(label, watch)
+        terms = np.stack(combined(model, out, valid.scores)[1], axis=2)
+        weights = fit_weights(terms, gains, present)
+    return Scoring(label, watch, weights)
 
 
 def build_ranker(tables: FeatureTables, config: Config) -> Ranker:
     """A built model with fresh weights."""
     model = Ranker(tables.spec, config.ranker)
-    model(tables.ranker(_one_sample(tables.spec)))
+    model(*tables.ranker_windows(_one_sample(tables.spec)))
     return model
 
 
 def _one_sample(spec: FeatureSpec) -> Tensors:
     floats = {f.name for f in spec.features if f.kind == "continuous"}
     return {
-        name: tf.zeros([1], tf.float32 if name in floats else tf.int32)
+        name: tf.zeros([1, 1], tf.float32 if name in floats else tf.int32)
         for name in sample_columns(spec, ranker=True)
     }
 
 
 def load_ranker(run: Run, config: Config, tables: FeatureTables) -> Ranker:
-    """The trained model of a run."""
+    """The trained model of a run, with its calibration and score weights."""
     path = run.require(run.ranker / "weights.npz", "ranker", "marquee train")
     model = build_ranker(tables, config)
     load_weights(model, path)
+    model.scoring = Scoring.load(run.ranker / "scoring.json")
+    if model.has_watch_time:
+        model.watch_time = WatchTime.load(run.ranker / "watch_time.npz")
     return model
-
-
-def predict(model: Ranker, tables: FeatureTables, batch: Tensors) -> dict[str, Any]:
-    """p_positive, log_watch and score of a batch of samples; float32 [batch] each."""
-    logit, log_watch = model(tables.ranker(batch))
-    score = model.score(logit, log_watch)
-    return {"p_positive": tf.sigmoid(logit), "log_watch": log_watch, "score": score}
-
-
-def predict_samples(
-    model: Ranker, tables: FeatureTables, store: FeatureStore, part: str
-) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[np.float32]]]:
-    """(columns of the samples, predictions) of a whole part, in file order."""
-    run_batch = tf.function(lambda b: predict(model, tables, b), reduce_retracing=True)
-    columns = sample_columns(tables.spec, ranker=True)
-    batches = SampleBatches(store.samples(part), columns, PREDICT_BATCH)
-    seen: list[Tensors] = []
-    predicted: list[Tensors] = []
-    for batch in batches:
-        seen.append(
-            {
-                name: batch[name].numpy()
-                for name in ("user_row", "label", "log_watch")
-                if name in batch
-            }
-        )
-        predicted.append({name: value.numpy() for name, value in run_batch(batch).items()})
-    return _joined(seen), _joined(predicted)
-
-
-def _joined(parts: list[Tensors]) -> dict[str, Any]:
-    return (
-        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-    )
-
-
-def ranker_metrics(
-    model: Ranker, tables: FeatureTables, store: FeatureStore, part: str
-) -> dict[str, float]:
-    """auc, per_user_auc, log_loss, ece and, with watch times, the error of log watch time."""
-    truth, predicted = predict_samples(model, tables, store, part)
-    label, p = truth["label"], predicted["p_positive"]
-    metrics = {
-        "auc": auc(label, p),
-        "per_user_auc": per_user_auc(label, p, truth["user_row"]),
-        "log_loss": log_loss(label, p),
-        "ece": calibration_error(label, p),
-        "positive_share": float(label.mean()),
-    }
-    if "log_watch" in truth:
-        measured = np.isfinite(truth["log_watch"]) & (label > 0.5)
-        error = np.abs(predicted["log_watch"][measured] - truth["log_watch"][measured])
-        metrics["log_watch_mae"] = float(error.mean()) if measured.any() else float("nan")
-    return metrics

@@ -12,7 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models.dlrm import Ranker
-from workflow.features.spec import Feature
+from models.scoring import Scoring
+from models.towers import query_side
+from models.two_tower import TwoTower
+from workflow.features.spec import FeatureSpec
 
 Array = npt.NDArray[np.float32]
 
@@ -27,68 +30,133 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class TowerWeights:
-    """One tower.
+class QueryWeights:
+    """The query tower (models.towers.QueryTower) and the co-watch part of its vector.
 
     Attributes:
-        tables: float32 [cardinality, dim] per categorical feature (shared ones repeat).
-        order: feature names in the order in which their vectors are joined.
-        layers: the perceptron on top; its output is L2-normalised.
+        videos: float32 [cardinality, dim]; co_history: float32 [cardinality, co_watch_dim].
+        position: float32 [length, dim]; recency: float32 [length, heads].
+        query: float32 [dim, heads * dim]; key: float32 [dim, dim].
+        tables: float32 [cardinality, width] per categorical side feature.
+        side: names of the side features in the order in which their vectors are joined.
+        layers: the perceptron on top, its linear last layer included.
+        profile_scale: float32 [dim].
     """
 
+    videos: Array
+    co_history: Array
+    position: Array
+    recency: Array
+    query: Array
+    key: Array
     tables: dict[str, Array]
-    order: tuple[str, ...]
+    side: tuple[str, ...]
     layers: tuple[Dense, ...]
+    profile_scale: Array
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """Target attention (models.attention).
+
+    Attributes:
+        keys: float32 [cardinality, heads * dim]; pool: float32 [cardinality, dim].
+        query: float32 [dim, heads * dim], from a candidate to its queries.
+        labels: float32 [2, heads * dim] for negative and positive watches, or None.
+    """
+
+    keys: Array
+    pool: Array
+    query: Array
+    labels: Array | None
+    heads: int
+    dim: int
 
 
 @dataclass(frozen=True)
 class RankerWeights:
-    """The DLRM.
+    """The ranker.
 
     Attributes:
-        tables: as in TowerWeights.
-        fields: names of the interacting vectors in the order of the interaction matrix; the
-            bottom perceptron's output is called "bottom_block".
-        continuous: names of the bottom perceptron's inputs, in order.
-        bottom, top: perceptrons; `top` reads [bottom output, upper triangle of interactions].
+        tables: float32 [cardinality, dim] per categorical feature (shared ones repeat).
+        query_fields, video_fields: names of the interacting vectors, in the model's order.
+        query_numbers, video_numbers: names of the bottom perceptron's inputs, in order; the
+            numbers of attention follow each group.
+        item_numbers: those of video_numbers that describe the candidate itself, by `item`.
+        bottom, top: perceptrons; `top` reads [bottom output, interactions, candidate].
+        scoring: calibration and score weights; heads that the data does not train are None.
     """
 
     tables: dict[str, Array]
-    fields: tuple[str, ...]
-    continuous: tuple[str, ...]
+    query_fields: tuple[str, ...]
+    video_fields: tuple[str, ...]
+    query_numbers: tuple[str, ...]
+    video_numbers: tuple[str, ...]
+    item_numbers: tuple[str, ...]
+    item: Dense | None
+    attention: AttentionWeights
     bottom: tuple[Dense, ...]
     top: tuple[Dense, ...]
-    label_head: Dense
     watch_head: Dense
-    positive_power: float
-    watch_power: float
-    has_watch_time: bool
+    label_head: Dense | None
+    time_head: Dense | None
+    scoring: Scoring
 
 
-def tower_weights(encoder: Any, features: tuple[Feature, ...]) -> TowerWeights:
-    """Weights of a Merlin Encoder made by `models.blocks.tower`."""
-    return TowerWeights(
-        tables=_tables(encoder),
-        order=tuple(sorted(f.name for f in features)),
-        layers=tuple(_dense(layer.dense) for layer in encoder.blocks[1].layers),
+def query_weights(model: TwoTower, spec: FeatureSpec) -> QueryWeights:
+    """Weights of a built TwoTower's query side."""
+    tower = model.query_tower
+    attention = tower.attention
+    return QueryWeights(
+        videos=model.videos.table.embeddings.numpy(),
+        co_history=model.co_history.numpy(),
+        position=attention.position.numpy(),
+        recency=attention.recency.numpy(),
+        query=attention.query.numpy(),
+        key=attention.key.numpy(),
+        tables={} if tower.side is None else _tables(tower.side),
+        side=tuple(sorted(f.name for f in query_side(spec, model.config))),
+        layers=(*_perceptron(tower.hidden), _dense(tower.top)),
+        profile_scale=tower.profile_scale.numpy(),
     )
 
 
-def ranker_weights(model: Ranker, features: tuple[Feature, ...]) -> RankerWeights:
+def ranker_weights(model: Ranker) -> RankerWeights:
     """Weights of a built Ranker."""
-    categorical = [f.name for f in features if f.kind != "continuous"]
+    fields = model.fields
     return RankerWeights(
-        tables=_tables(model.embeddings),
-        fields=tuple(sorted([*categorical, "bottom_block"])),
-        continuous=tuple(sorted(f.name for f in features if f.kind == "continuous")),
-        bottom=tuple(_dense(layer.dense) for layer in model.bottom.layers),
-        top=tuple(_dense(layer.dense) for layer in model.top.layers),
-        label_head=_dense(model.label_head),
+        tables=_tables(model.query_embeddings) | _tables(model.video_embeddings),
+        query_fields=tuple(f.name for f in fields.query),
+        video_fields=tuple(f.name for f in fields.video),
+        query_numbers=fields.query_numbers,
+        video_numbers=fields.video_numbers,
+        item_numbers=fields.item_numbers,
+        item=_dense(model.item_numbers) if fields.item_numbers else None,
+        attention=_attention(model),
+        bottom=_perceptron(model.bottom),
+        top=_perceptron(model.top),
         watch_head=_dense(model.watch_head),
-        positive_power=model.config.positive_power,
-        watch_power=model.config.watch_power,
-        has_watch_time=model.has_watch_time,
+        label_head=_dense(model.label_head) if model.has_label else None,
+        time_head=_dense(model.time_head) if model.has_watch_time else None,
+        scoring=model.scoring,
     )
+
+
+def _attention(model: Ranker) -> AttentionWeights:
+    layer = model.attention
+    return AttentionWeights(
+        keys=layer.keys.embeddings.numpy(),
+        pool=layer.pool.embeddings.numpy(),
+        query=layer.query.kernel.numpy(),
+        labels=layer.label_vectors.embeddings.numpy() if layer.graded else None,
+        heads=layer.heads,
+        dim=layer.dim,
+    )
+
+
+def _perceptron(block: Any) -> tuple[Dense, ...]:
+    """The dense layers of an MLPBlock; dropout does nothing when serving."""
+    return tuple(_dense(layer.dense) for layer in block.layers if hasattr(layer, "dense"))
 
 
 def _tables(block: Any) -> dict[str, Array]:

@@ -16,8 +16,11 @@ import numpy.typing as npt
 from models.inputs import FeatureTables
 from models.ranker import load_ranker
 from models.retriever import load_two_tower
-from models.weights import fold_videos, ranker_weights, tower_weights
-from triton_repo.graph import RankerLayout, Slot, query_tower_graph, ranker_graph
+from models.two_tower import output_dim
+from models.weights import fold_videos, query_weights, ranker_weights
+from triton_repo.graph import Slot
+from triton_repo.query_graph import query_tower_graph
+from triton_repo.ranker_graph import RankerLayout, ranker_graph
 from triton_repo.tensors import (
     ENSEMBLE,
     STAGES,
@@ -30,7 +33,7 @@ from workflow.config import Config
 from workflow.console import Report, no_report
 from workflow.features.encoded import FeatureStore
 from workflow.features.fitted import CompiledTable
-from workflow.features.spec import QUERY_GROUPS, Feature, FeatureSpec
+from workflow.features.spec import FIRST_VALUE, QUERY_GROUPS, Feature, FeatureSpec
 from workflow.run import Run, read_json, replaced_folder, write_json
 from workflow.schema import Contract
 
@@ -94,8 +97,8 @@ class _Exporter:
     def query_tower(self) -> None:
         target = self._stage("query_tower")
         model = load_two_tower(self.run, self.config, self.tables)
-        self.dim = self.config.retriever.tower_layers[-1]
-        weights = tower_weights(model.query_tower, self.spec.query())
+        self.dim = output_dim(self.config.retriever)
+        weights = query_weights(model, self.spec)
         graph = query_tower_graph(weights, self.slots, self.query_values)
         (target / "tower.onnx").write_bytes(graph)
         users = [f for f in self.query_features if f.group == "user"]
@@ -108,6 +111,8 @@ class _Exporter:
         histories = self.store.histories()
         video_index = np.asarray(self.store.video("video_index"))
         self._save(target, "watched_index", video_index[histories.video_row])
+        if histories.label is not None:
+            self._save(target, "watched_label", FIRST_VALUE + histories.label.astype(np.int32))
         self._save(target, "watched_time", histories.time)
         self._save(target, "watched_start", histories.start)
         write_json(target / "stage.json", self._query_settings(users))
@@ -153,9 +158,7 @@ class _Exporter:
     # --- ranker ----------------------------------------------------------------------------------
     def ranker(self) -> None:
         target = self._stage("ranker")
-        weights = ranker_weights(
-            load_ranker(self.run, self.config, self.tables), self.spec.features
-        )
+        weights = ranker_weights(load_ranker(self.run, self.config, self.tables))
         fields = [f.name for f in self.video_features if f.kind != "continuous"]
         values = [f.name for f in self.video_features if f.kind == "continuous"]
         cross = [f.name for f in self.spec.of_group("cross")]

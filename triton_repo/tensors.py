@@ -76,7 +76,7 @@ def model_tensors(
     return {
         "query_tower": ModelIO(request, (*search, *features, moment, status)),
         "retrieval": ModelIO(search, (candidates, candidate_score)),
-        "ranker": ModelIO((candidates, *features, moment, status, top_k), answer),
+        "ranker": ModelIO((candidates, candidate_score, *features, moment, status, top_k), answer),
         ENSEMBLE: ModelIO((request[0], top_k, *request[1:]), answer),
     }
 

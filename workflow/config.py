@@ -26,7 +26,8 @@ class SplitConfig(_Strict):
     """How events are divided into train, valid and test.
 
     temporal: by two global points in time. leave_last_out: each user's last watch is the test,
-    the one before it the validation event.
+    the one before it the validation event; there, as in the published comparisons, a history
+    holds what the log lists before an event, also within the same second.
     """
 
     protocol: Literal["temporal", "leave_last_out"] = "temporal"
@@ -54,6 +55,7 @@ class FeatureConfig(_Strict):
     min_user_events: int = Field(1, ge=1)  # rarer users share the out-of-vocabulary index
     min_video_events: int = Field(1, ge=1)
     history_length: int = Field(50, ge=1, le=1000)
+    long_history_length: int = Field(200, ge=1, le=1000)  # what the ranker attends to
     session_length: int = Field(10, ge=1, le=200)
     session_gap_s: int = Field(1800, ge=1)
 
@@ -69,28 +71,64 @@ class TrainConfig(_Strict):
 
 
 class RetrieverConfig(TrainConfig):
-    """The two towers; the last tower layer is the width of the vectors."""
+    """The two towers; `tower_layers` are the hidden layers of the query tower.
 
+    `objectives` are tried one after another on the training part; the one with the best validation
+    recall is kept: "next" learns the next watch, "future" what is watched within the next 1,000.
+    """
+
+    batch_size: int = Field(1024, ge=2)
+    learning_rate: float = Field(2e-3, gt=0)
+    max_epochs: int = Field(6, ge=1)
+    max_rows_per_epoch: int = Field(500_000, ge=1_000)
+    objectives: tuple[Literal["future", "next"], ...] = Field(("future", "next"), min_length=1)
     embedding_dim: int = Field(64, ge=2)
-    tower_layers: tuple[int, ...] = (128, 64)
-    temperature: float = Field(0.1, gt=0)
-    logq_correction: bool = True
+    tower_layers: tuple[int, ...] = (128,)
+    user_id: bool = False  # a vector per known user, besides the history
     id_dropout: float = Field(0.1, ge=0, lt=1)
+    logq_correction: bool = True
+    uniform_negatives: int = Field(0, ge=0)  # per batch, besides the batch's own videos
+    co_watch_dim: int = Field(64, ge=1)
+    blend: bool = True  # add co-watch vectors and the recent trend, as validation says
     max_valid_users: int = Field(5_000, ge=1)
 
 
+class ScoreWeights(_Strict):
+    """score = the sum of weight * term, over what retrieval and the ranker say of a candidate.
+
+    The terms: the retrieval score, log p(watched), log p(positive | shown), and the expected
+    quantile of the watch time among videos as long (0 to 1).
+    """
+
+    retrieval: float = Field(0.0, ge=0)
+    watch: float = Field(0.0, ge=0)
+    label: float = Field(0.0, ge=0)
+    watch_time: float = Field(0.0, ge=0)
+
+
 class RankerConfig(TrainConfig):
-    """The DLRM and how its two outputs become one score."""
+    """The DLRM, what it trains on, and how its outputs become one score.
+
+    A watch in a list is worth 1, a positive label `label_gain` more, and a unit of
+    log(1 + seconds) watched `watch_time_gain` more: learned score weights maximise that.
+    """
 
     embedding_dim: int = Field(32, ge=2)
     bottom_layers: tuple[int, ...] = (64, 32)
     top_layers: tuple[int, ...] = (128, 64)
     id_dropout: float = Field(0.05, ge=0, lt=1)
-    sampled_negatives: int = Field(4, ge=1)  # per watch, only for data without labels
-    watch_loss_weight: float = Field(0.2, ge=0)
-    # score = p_positive ** positive_power * expected_log_watch ** watch_power
-    positive_power: float = Field(1.0, ge=0)
-    watch_power: float = Field(0.5, ge=0)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    attention_heads: int = Field(1, ge=1)
+    history_dropout: float = Field(0.4, ge=0, lt=1)
+    list_queries: int = Field(30_000, ge=1)  # training requests whose retrieved lists are used
+    list_retrieved: int = Field(12, ge=1)  # candidates drawn per list and epoch
+    list_uniform: int = Field(4, ge=0)  # and videos drawn from the whole catalogue
+    list_horizon: int = Field(50, ge=1)  # a candidate counts as watched within so many watches
+    list_loss_weight: float = Field(0.5, ge=0)
+    watch_time_loss_weight: float = Field(0.2, ge=0)
+    label_gain: float = Field(0.0, ge=0)
+    watch_time_gain: float = Field(0.0, ge=0)
+    score_weights: Literal["learned"] | ScoreWeights = "learned"
 
 
 class IndexConfig(_Strict):
@@ -129,10 +167,30 @@ class SimConfig(_Strict):
     seed: int = Field(7, ge=0)
 
 
-class Config(_Strict):
-    """One run. `dataset` is "sim", "movielens-1m" or "custom" (with `contract`)."""
+class KuaiRandConfig(_Strict):
+    """Which KuaiRand (dataset = "kuairand").
 
-    dataset: Literal["sim", "movielens-1m", "custom"]
+    pure: only the videos of the random pool, 2.6 M events. 1k: 1,000 users with everything they
+    saw, 11.8 M events. 27k: all 27,285 users, 323 M events.
+    """
+
+    variant: Literal["pure", "1k", "27k"] = "pure"
+
+
+class KuaiRecConfig(_Strict):
+    """Which log of KuaiRec (dataset = "kuairec").
+
+    big: what the app recommended to 7,176 users. small: the fully observed matrix of 1,411 users
+    and 3,327 videos.
+    """
+
+    matrix: Literal["big", "small"] = "big"
+
+
+class Config(_Strict):
+    """One run. `dataset` is a built-in one or "custom" (with `contract`)."""
+
+    dataset: Literal["sim", "movielens-1m", "kuairand", "kuairec", "custom"]
     seed: int = 7
     split: SplitConfig = SplitConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -143,6 +201,8 @@ class Config(_Strict):
     serving: ServingConfig = ServingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sim: SimConfig = SimConfig()
+    kuairand: KuaiRandConfig = KuaiRandConfig()
+    kuairec: KuaiRecConfig = KuaiRecConfig()
 
 
 def load_config(

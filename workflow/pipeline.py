@@ -48,7 +48,7 @@ def _train_retriever(job: Job, report: Report) -> dict[str, Any]:
 
 
 def _train_ranker(job: Job, report: Report) -> dict[str, Any]:
-    """Exposures → DLRM for p(positive) and watch time."""
+    """Exposures and retrieved lists → DLRM, and the weights of its tasks in the final score."""
     from models.ranker import train_ranker
 
     return train_ranker(job.run, job.config, report)
@@ -87,7 +87,7 @@ STAGES = (
         lambda run: run.retriever,
     ),
     Stage(
-        "train_ranker", "Train ranker", ("features",),
+        "train_ranker", "Train ranker", ("features", "train_retriever"),
         lambda job: [job.config.ranker, job.config.seed], _train_ranker, lambda run: run.ranker,
     ),
     Stage(

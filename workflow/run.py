@@ -43,7 +43,7 @@ class Run:
 
     @property
     def source(self) -> Path:
-        """Raw files that Marquee made or downloaded itself (sim, movielens-1m)."""
+        """Raw files of built-in datasets: simulated, or converted from the published ones."""
         return self.root / "source"
 
     # --- stage outputs -----------------------------------------------------------------------

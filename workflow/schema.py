@@ -54,7 +54,8 @@ FIXED_NAME_ROLES = {
 }  # fmt: skip
 # Columns that Marquee derives; a contract column may not take these names.
 RESERVED_NAMES = {
-    "user_row", "video_row", "user_index", "video_index", "history", "session_history", "hour",
+    "user_row", "video_row", "user_index", "video_index", "history", "session_history",
+    "long_history", "long_history_label", "video_event_count_7d", "video_event_count_30d", "hour",
     "weekday", "video_age_days", "user_event_count", "user_label_rate", "video_event_count",
     "video_label_rate", "history_end", "session_start", "watched", "split", "top_k", "status",
     "score", "time", "raw_duration_s",
@@ -233,6 +234,11 @@ class Contract(_Strict):
     @property
     def has_label(self) -> bool:
         return self.events.one("label") is not None
+
+    @property
+    def has_graded_history(self) -> bool:
+        """Whether a watch may be positive or negative, so that histories carry labels."""
+        return self.has_label and self.watched == "all"
 
     @property
     def has_propensity(self) -> bool:

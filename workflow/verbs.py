@@ -153,6 +153,22 @@ def print_recommendations(
     output.finish(answer, next_step=f"marquee bench --run {job.run}")
 
 
+def context_options(arguments: list[str]) -> dict[str, str]:
+    """--device tv --country=de → {"device": "tv", "country": "de"}."""
+    pairs: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if not option.startswith("--") or not (equals or rest):
+            raise ConfigError(
+                f"{option!r} is not understood",
+                expected="options like --device tv",
+                next_step="marquee recommend --help",
+            )
+        pairs[option.removeprefix("--").replace("-", "_")] = value if equals else rest.pop(0)
+    return pairs
+
+
 def _recommend(job: Job, user: str, *, at: str | None, **options: Any) -> dict[str, Any]:
     from triton_repo.recommend import parse_time, recommend
 
@@ -207,9 +223,12 @@ def print_evaluation(job: Job, output: Output) -> None:
         title = f"Retrieval, {names.protocol(protocol)}, {part['users']:,} users"
         shown = ["recall@10", "recall@100", "ndcg@10", "coverage@10"]
         output.table(title, *_metric_table(part["models"], shown))
-    title = f"Ranker, {result['ranker']['events']:,} events of the test part"
-    shown = ["auc", "per_user_auc", "log_loss", "ece", "watch_mae_s", "xauc"]
-    output.table(title, *_metric_table(result["ranker"]["models"], shown))
+        for model, reason in part["skipped"].items():
+            output.say(f"[yellow]{names.model(model)} was not run[/]: {reason}")
+    if result["ranker"]:
+        title = f"Ranker, {result['ranker']['events']:,} events of the test part"
+        shown = ["auc", "per_user_auc", "log_loss", "ece", "watch_mae_s", "xauc"]
+        output.table(title, *_metric_table(result["ranker"]["models"], shown))
     if result["end_to_end"]:
         title = f"Served list, {result['end_to_end']['users']:,} users"
         shown = ["recall@10", "ndcg@10", "coverage@10"]
@@ -243,7 +262,7 @@ def print_comparison(first: Job, second: Job, output: Output, report: Path | Non
         columns = ["metric", "first", "second", "difference", "95% interval", "second run is"]
         title = f"{names.protocol(group)}, {part['users']:,} users in both"
         output.table(title, columns, rows)
-    made = compare.summary(comparison)
+    made = "\n".join([compare.headline(comparison), *compare.summary(comparison)])
     if report is not None:
         compare.write_comparison(comparison, report)
         made += f"\nWrote {report}."

@@ -20,6 +20,7 @@ from models.metrics import Float32
 
 SECONDS_PER_DAY = 86_400
 MAX_EASE_VIDEOS = 10_000  # its time grows with the cube: a minute per fit and 1.6 GB at this size
+MAX_KNN_PAIRS = 2e10  # pairs of videos that a user watched, over all users: about a minute per fit
 
 
 class Baseline(Protocol):
@@ -36,6 +37,24 @@ class Baseline(Protocol):
             float32 [n, num_videos + 1], a fresh array.
         """
         ...
+
+
+def too_large(watches: Watches) -> dict[str, str]:
+    """Baselines that this data is too large for, and why."""
+    videos = int(np.count_nonzero(watches.counts))
+    pairs = float((np.bincount(watches.user_row).astype(np.float64) ** 2).sum())
+    reasons = {}
+    if videos > MAX_EASE_VIDEOS:
+        reasons["ease"] = (
+            f"{videos:,} watched videos; its time is cubic in them, so it runs up to "
+            f"{MAX_EASE_VIDEOS:,}"
+        )
+    if pairs > MAX_KNN_PAIRS:
+        reasons["item_knn"] = (
+            f"{pairs:.1g} pairs of videos watched by one user; it counts each, so it runs up to "
+            f"{MAX_KNN_PAIRS:.0g}"
+        )
+    return reasons
 
 
 @dataclass
@@ -80,22 +99,27 @@ class _FromHistory:
 class ItemKNN(_FromHistory):
     """Sum of the similarities between a video and those watched, each with its `neighbours`.
 
-    Source: Sarwar et al., Item-Based Collaborative Filtering, WWW 2001; similarity "cosine",
-    "tfidf" or "bm25" as in the library implicit.
+    Videos are compared by who watched them, weighted by BM25 (active users say less; the lower
+    `saturation`, the more popular videos gain; `length_norm` 1 takes all popularity out), as in
+    the library implicit.
+
+    Source: Sarwar et al., Item-Based Collaborative Filtering, WWW 2001; Robertson & Zaragoza, The
+    Probabilistic Relevance Framework: BM25 and Beyond, 2009.
     """
 
-    similarity: str = "cosine"
     neighbours: int = 100
+    saturation: float = 1.2
+    length_norm: float = 0.75
 
     def _fit(self, matrix: csr_matrix) -> None:
-        from implicit import nearest_neighbours as knn
+        from implicit.nearest_neighbours import BM25Recommender
 
-        kinds = {
-            "cosine": knn.CosineRecommender,
-            "tfidf": knn.TFIDFRecommender,
-            "bm25": knn.BM25Recommender,
-        }
-        model = kinds[self.similarity](K=self.neighbours + 1, num_threads=1)  # + 1: itself
+        model = BM25Recommender(
+            K=self.neighbours + 1,  # itself is one
+            K1=self.saturation,
+            B=self.length_norm,
+            num_threads=1,
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of conversions that it makes itself
             model.fit(matrix.astype(np.float64), show_progress=False)
@@ -173,9 +197,10 @@ def candidates() -> dict[str, list[Baseline]]:
         "popularity": [Popularity()],
         "popularity_30_days": [Popularity(days=30)],
         "item_knn": [
-            ItemKNN(similarity, neighbours)
-            for similarity in ("cosine", "tfidf", "bm25")
-            for neighbours in (20, 50, 100, 200, 500)
+            ItemKNN(neighbours, saturation, length_norm)
+            for neighbours in (50, 100, 200)
+            for saturation in (0.3, 1.2, 5.0)
+            for length_norm in (0.5, 1.0)
         ],
         "ease": [EASE(strength) for strength in (30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)],
         "ials": [

@@ -15,26 +15,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.evaluation.baselines import MAX_EASE_VIDEOS, Baseline, candidates
+from models.evaluation.baselines import Baseline, candidates, too_large
 from models.evaluation.biases import Biases
-from models.evaluation.end_to_end import Served, end_to_end, ranked_lists
+from models.evaluation.end_to_end import SERVED, Served, end_to_end, ranked_lists
 from models.evaluation.learned import Trained
 from models.evaluation.ranker_metrics import Events, Predictions, ranker_values, reliability
 from models.evaluation.results import Values, arrays, summarise
-from models.evaluation.retrieval import Bench, Judged, segment_means
+from models.evaluation.retrieval import Bench, segment_means, stacked
 from models.evaluation.trees import Trees, read_events
 from models.evaluation.tuning import baseline_scorer, best_on_validation
 from models.evaluation.watches import Catalogue, Watches
-from models.metrics import Float32, Float64, Int64
+from models.metrics import Float32, Int64
 from models.queries import Queries, held_out_queries, rolling_queries
 from workflow.console import Report, no_report
 from workflow.errors import DataError
 from workflow.run import Run, write_bytes, write_json
 
 FORMAT = 2
+MAX_SCORES = 2_000_000_000  # (query, video) pairs that one model is asked for: about a minute
+MAX_VALID_QUERIES = 5_000
+TUNING_WATCHES = 2_000_000  # settings of baselines are chosen on users with about that many
 TWO_TOWER, DLRM = "two_tower", "dlrm"
-# The ranker's scores of candidates: (models, queries, int64 [n, k]) -> float32 [n, k].
-CandidateScores = Callable[[Trained, Queries, Int64], Float32]
+# The ranker's scores of candidates from their rows, int64 [n, k], and retrieval scores, float32.
+CandidateScores = Callable[[Trained, Queries, Int64, Float32], Float32]
 
 
 @dataclass
@@ -60,6 +63,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the models of one or more seeds; the first seed is the run itself.
 
+    In the rolling protocol only the histories advance: models and baselines stay as they were at
+    the end of validation.
+
     Args:
         seeds: trained on the run's own split.
         last_out: retrievers trained without each user's last watches, one per seed; none where
@@ -74,6 +80,7 @@ def evaluate(
         "dataset": config.dataset,
         "seeds": [trained.config.seed for trained in seeds],
         "retrieval": {},
+        "ranker": None,
         "end_to_end": None,
         "off_policy": None,
     }
@@ -91,23 +98,30 @@ def evaluate(
         served = [_served(trained, bench.queries, candidate_scores) for trained in seeds]
         baselines = {name: values[name] for name in values if name != TWO_TOWER}
         result["end_to_end"] = end_to_end(bench, served, baselines)
+        lists = stacked([bench.judge_lists(one.ranked) for one in served])
+        evaluation.per_user |= arrays("end_to_end", {SERVED: lists})
+        evaluation.per_user["end_to_end/user_row"] = bench.user_row
     return evaluation
 
 
 def _held_out(trained: Trained) -> Queries:
     queries = held_out_queries(trained.store, "test", trained.query_columns)
-    return queries.sample(trained.config.evaluation.max_queries, trained.config.seed)
+    return queries.sample(_max_queries(trained), trained.config.seed)
 
 
 def _rolling(trained: Trained) -> Queries:
-    settings = trained.config.evaluation
     return rolling_queries(
         trained.store,
         trained.query_columns,
-        per_user=settings.rolling_per_user,
-        max_queries=settings.max_queries,
+        per_user=trained.config.evaluation.rolling_per_user,
+        max_queries=_max_queries(trained),
         seed=trained.config.seed,
     )
+
+
+def _max_queries(trained: Trained) -> int:
+    """As configured, fewer where the catalogue is large: each query is scored against all."""
+    return min(trained.config.evaluation.max_queries, MAX_SCORES // trained.spec.num_videos + 100)
 
 
 # --- retrieval -----------------------------------------------------------------------------------
@@ -124,11 +138,11 @@ class Protocol:
     def fit(cls, seeds: Sequence[Trained], report: Report) -> Protocol:
         """Tune the baselines on validation data and refit them on train + validation."""
         store, spec, config = seeds[0].store, seeds[0].spec, seeds[0].config
-        train = Watches.read(store, spec, "train")
+        train = Watches.read(store, spec, "train").of_some_users(TUNING_WATCHES)
         both = Watches.read(store, spec, "train", "valid")
         valid = held_out_queries(store, "valid", [])
-        valid = valid.sample(config.retriever.max_valid_users, config.seed)
-        skipped = not_run(both)
+        valid = valid.sample(min(MAX_VALID_QUERIES, _max_queries(seeds[0])), config.seed)
+        skipped = too_large(both)
         baselines = {}
         tried = candidates()
         for number, (name, settings) in enumerate(tried.items()):
@@ -154,7 +168,7 @@ class Protocol:
         for baseline, fitted in self.baselines.items():
             scorer = baseline_scorer(fitted, bench.queries, num_videos)
             judged[baseline] = [bench.judge(scorer)]
-        values = {model: _stacked(results) for model, results in judged.items()}
+        values = {model: stacked(results) for model, results in judged.items()}
         metrics, paired = summarise(values, TWO_TOWER)
         for model, results in judged.items():
             metrics[model]["segments"] = segment_means(results)
@@ -170,24 +184,17 @@ class Protocol:
         return values
 
 
-def not_run(watches: Watches) -> dict[str, str]:
-    """Baselines that this data is too large for, and why."""
-    watched = int(np.count_nonzero(watches.counts))
-    if watched <= MAX_EASE_VIDEOS:
-        return {}
-    return {"ease": f"{watched:,} watched videos, run up to {MAX_EASE_VIDEOS:,}: its time is cubic"}
-
-
-def _stacked(results: list[Judged]) -> dict[str, Float64]:
-    return {m: np.stack([one.values[m] for one in results]) for m in results[0].values}
-
-
 # --- ranker --------------------------------------------------------------------------------------
 def _judge_rankers(seeds: Sequence[Trained], evaluation: Evaluation, report: Report) -> None:
-    """DLRM of all seeds, boosted trees and biases on the samples of the test part."""
+    """DLRM of all seeds, boosted trees and biases on the samples of the test part.
+
+    Data that only says what was watched has no negatives to judge a ranker on by itself.
+    """
     store, spec = seeds[0].store, seeds[0].spec
-    report(0, 3, "ranker baselines")
     events = read_events(store, spec, "test")
+    if not 0 < events.label.mean() < 1:
+        return
+    report(0, 1, "ranker baselines")
     biases = Biases(store).fit()
     predictions = {
         DLRM: [trained.dlrm("test") for trained in seeds],
@@ -218,6 +225,6 @@ def _reliability(events: Events, by_seed: list[Predictions]) -> list[dict[str, f
 
 # --- end to end ----------------------------------------------------------------------------------
 def _served(trained: Trained, queries: Queries, scores: CandidateScores) -> Served:
-    exact, approximate = trained.candidates(queries)
-    ranked = ranked_lists(approximate, scores(trained, queries, approximate))
-    return Served(exact, approximate, ranked)
+    exact, approximate, retrieval_scores = trained.candidates(queries)
+    ranked = scores(trained, queries, approximate, retrieval_scores)
+    return Served(exact, approximate, ranked_lists(approximate, ranked))

@@ -14,7 +14,8 @@ from models.index import set_effort
 from models.inputs import FeatureTables, sample_columns
 from models.metrics import Float32, Int64, Scorer, top_k
 from models.queries import Queries
-from models.ranker import load_ranker, predict_samples
+from models.ranker import load_ranker
+from models.ranker_predict import Predictor, combined, predict_samples
 from models.retriever import load_two_tower
 from models.two_tower import query_vectors
 from workflow.config import Config
@@ -40,8 +41,9 @@ class Trained:
 
     @property
     def query_columns(self) -> list[str]:
-        """Sample columns that queries need for the query tower."""
-        return sample_columns(self.spec, ranker=False)
+        """Sample columns that queries need for the query tower and for ranking candidates."""
+        names = sample_columns(self.spec, ranker=False) + sample_columns(self.spec, ranker=True)
+        return [*dict.fromkeys([*names, "timestamp"])]
 
     @property
     def candidate_vectors(self) -> Float32:
@@ -55,7 +57,8 @@ class Trained:
         """float32 [queries, dim]."""
         tables = FeatureTables(self.store, self.spec)
         model = load_two_tower(self.run, self.config, tables)
-        return query_vectors(model, tables, queries.samples)
+        columns = sample_columns(self.spec, ranker=False)
+        return query_vectors(model, tables, {name: queries.samples[name] for name in columns})
 
     def two_tower(self, queries: Queries) -> Scorer:
         """Full-catalogue scores of the two-tower model by query position."""
@@ -67,15 +70,32 @@ class Trained:
         tables = FeatureTables(self.store, self.spec)
         model = load_ranker(self.run, self.config, tables)
         _, predicted = predict_samples(model, tables, self.store, part)
-        has_watch_time = self.spec.has_watch_time
-        watch_s = np.expm1(predicted["log_watch"]) if has_watch_time else None
-        return Predictions(predicted["p_positive"], watch_s)
+        return Predictions(predicted["p_positive"], predicted.get("watch_s"))
 
-    def candidates(self, queries: Queries) -> tuple[Int64, Int64]:
+    def candidate_scores(self, queries: Queries, rows: Int64) -> Float32:
+        """What the served list is sorted by, for candidates [queries, k]; float32, same shape.
+
+        The numbers of videos are those known when the test part began, as at the last export;
+        where there is no such moment (leave-last-out), those of each request's time.
+        """
+        store, spec = self.store, self.spec
+        tables = FeatureTables(store, spec)
+        predictor = Predictor(load_ranker(self.run, self.config, tables), tables, store)
+        time = queries.samples["timestamp"].astype(np.int64)
+        if spec.test_from:
+            time = np.full(len(queries), spec.test_from, np.int64)
+        out = predictor.lists(queries.samples, rows.astype(np.int32), time)
+        vectors, candidates = self.query_vectors(queries), self.candidate_vectors
+        retrieval = np.einsum("qd,qkd->qk", vectors, candidates[rows])
+        scores, _ = combined(predictor.model, out, retrieval)
+        return scores
+
+    def candidates(self, queries: Queries) -> tuple[Int64, Int64, Float32]:
         """Best unwatched videos by exact search and by the served index.
 
         Returns:
-            int64 [queries, num_candidates] each, best first; 0 fills up.
+            int64 [queries, num_candidates] each, best first, 0 fills up; and float32, the
+            retrieval scores of the latter.
         """
         self.run.require(self.run.index / "index.faiss", "index", "marquee index")
         report = read_json(self.run.index / "report.json")
@@ -83,10 +103,14 @@ class Trained:
         set_effort(index, report["kind"], report["effort"])
         vectors, k = self.query_vectors(queries), report["num_candidates"]
         approximate = np.zeros((len(queries), k), np.int64)
+        scores = np.zeros((len(queries), k), np.float32)
         for row in range(len(queries)):  # one at a time, with the over-fetch of serving
             watched = queries.excluded[row]
-            _, found = index.search(vectors[row : row + 1], min(k + len(watched), index.ntotal))
-            rows = found[0][found[0] >= 0] + 1
-            rows = rows[~np.isin(rows, watched)][:k]
-            approximate[row, : len(rows)] = rows
-        return top_k(vectors, self.candidate_vectors, queries.excluded, k), approximate
+            values, found = index.search(
+                vectors[row : row + 1], min(k + len(watched), index.ntotal)
+            )
+            kept = np.flatnonzero((found[0] >= 0) & ~np.isin(found[0] + 1, watched))[:k]
+            approximate[row, : len(kept)] = found[0][kept] + 1
+            scores[row, : len(kept)] = values[0][kept]
+        exact = top_k(vectors, self.candidate_vectors, queries.excluded, k)
+        return exact, approximate, scores

@@ -129,7 +129,7 @@ def _exposures(store: FeatureStore, users: Int64) -> tuple[Int64, tuple[Int64, I
 def _predictor(
     run: Run, config: Config, contract: Contract, samples: pd.DataFrame
 ) -> Callable[[Int64], Predicted]:
-    what_if = WhatIf(run, config, contract)
+    what_if = WhatIf(run, config)
     return lambda video_rows: what_if.predict(samples, video_rows)
 
 

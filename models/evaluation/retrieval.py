@@ -148,6 +148,11 @@ def coverage_values(lists: Int64, owner: Int64, num_videos: int) -> Float64:
     return values
 
 
+def stacked(judged: list[Judged]) -> dict[str, Float64]:
+    """Values of one model's seeds; metric -> float64 [seeds, users]."""
+    return {m: np.stack([one.values[m] for one in judged]) for m in judged[0].values}
+
+
 def segment_means(judged: list[Judged]) -> dict[str, dict[str, float]]:
     """Segments averaged over seeds."""
     first = judged[0].segments

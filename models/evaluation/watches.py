@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import csr_matrix
 
@@ -60,7 +61,17 @@ class Watches:
 
     def since(self, timestamp: int) -> Watches:
         """The watches at or after `timestamp`."""
-        kept = self.timestamp >= timestamp
+        return self._chosen(self.timestamp >= timestamp)
+
+    def of_some_users(self, max_watches: int) -> Watches:
+        """All of them, or those of random users who have about `max_watches` together."""
+        share = max_watches / max(len(self.user_row), 1)
+        if share >= 1:
+            return self
+        lucky = np.random.default_rng(0).random(self.num_users + 1) < share
+        return self._chosen(lucky[self.user_row])
+
+    def _chosen(self, kept: npt.NDArray[np.bool_]) -> Watches:
         columns = (self.user_row[kept], self.video_row[kept], self.timestamp[kept])
         return Watches(*columns, self.num_users, self.num_videos)
 

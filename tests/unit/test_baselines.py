@@ -16,8 +16,8 @@ from models.evaluation.baselines import (
     ItemKNN,
     Popularity,
     candidates,
+    too_large,
 )
-from models.evaluation.evaluate import not_run
 from models.evaluation.tuning import baseline_scorer, best_on_validation
 from models.evaluation.watches import Watches, history_matrix
 from models.metrics import Lists, top_lists
@@ -27,9 +27,8 @@ NUM_USERS, NUM_VIDEOS, NUM_CLUSTERS = 60, 40, 4
 DAY = 86_400
 
 PERSONAL: dict[str, Callable[[], Baseline]] = {
-    "knn-cosine": lambda: ItemKNN("cosine", 10),
-    "knn-tfidf": lambda: ItemKNN("tfidf", 10),
-    "knn-bm25": lambda: ItemKNN("bm25", 10),
+    "knn": lambda: ItemKNN(10),
+    "knn-popular": lambda: ItemKNN(10, saturation=0.3, length_norm=0.5),
     "ease": lambda: EASE(5.0),
     "ials": lambda: IALS(factors=4, regularisation=0.1, confidence=10.0),
 }
@@ -144,22 +143,23 @@ def test_ials_folds_in_the_history(watches: Watches) -> None:
 
 
 def test_knn_keeps_its_neighbours(watches: Watches) -> None:
-    """Cosine over users, the 3 most similar others per video."""
-    x = watches.matrix.toarray()[:, 1:NUM_VIDEOS].astype(np.float64)
-    cosine = x.T @ x / np.outer(np.linalg.norm(x, axis=0), np.linalg.norm(x, axis=0))
-    got = scores(ItemKNN("cosine", 3).fit(watches), [1])[0][1:NUM_VIDEOS]
-    others = np.delete(got, 0)
+    """BM25 of the users who watched each video, and its 3 most similar others."""
+    x = watches.matrix.toarray().astype(np.float64)  # users x videos
+    length = x.sum(axis=0) / x.sum(axis=0).mean()
+    idf = np.log(NUM_VIDEOS + 1) - np.log1p(x.sum(axis=1))
+    weight = x * idf[:, None] * 3.0 / (2.0 * (0.4 + 0.6 * length) + 1)
+    similar = np.delete((weight.T @ weight)[1], [0, 1])
+    got = scores(ItemKNN(3, saturation=2.0, length_norm=0.6).fit(watches), [1])[0]
+    others = np.delete(got, [0, 1])
     assert (others > 0).sum() == 3
-    np.testing.assert_allclose(
-        np.sort(others)[-3:], np.sort(np.delete(cosine[0], 0))[-3:], rtol=1e-5
-    )
+    np.testing.assert_allclose(np.sort(others)[-3:], np.sort(similar)[-3:], rtol=1e-5)
 
 
 def test_tuning_prefers_what_finds_the_relevant(watches: Watches) -> None:
     past = histories([1, 5], [2, 6])
     relevant = histories([9, 13, 17], [10, 14, 18])
     valid = Queries({}, relevant, past, np.array([1, 2]))
-    weak, strong = Popularity(), ItemKNN("cosine", 10)
+    weak, strong = Popularity(), ItemKNN(10)
     assert best_on_validation([weak, strong], watches, valid) is strong
     assert best_on_validation([strong, weak], watches, valid) is strong
     scorer = baseline_scorer(strong.fit(watches), valid, NUM_VIDEOS)
@@ -172,8 +172,19 @@ def test_every_candidate_can_be_told_apart() -> None:
     assert candidates()["ease"][0] is not candidates()["ease"][0]
 
 
-def test_ease_says_why_it_is_not_run(watches: Watches) -> None:
-    assert not_run(watches) == {}
+def test_what_is_not_run_says_why(watches: Watches) -> None:
+    assert too_large(watches) == {}
     rows = np.arange(1, MAX_EASE_VIDEOS + 2)
-    large = Watches(np.ones_like(rows), rows, rows, 1, 2 * MAX_EASE_VIDEOS)
-    assert "10,001 watched videos" in not_run(large)["ease"]
+    wide = Watches(rows, rows, rows, len(rows), 2 * MAX_EASE_VIDEOS)
+    assert set(too_large(wide)) == {"ease"} and "10,001 watched videos" in too_large(wide)["ease"]
+    ones = np.ones(200_000, np.int64)
+    deep = Watches(ones, ones, ones, 1, 1)
+    assert set(too_large(deep)) == {"item_knn"} and "4e+10 pairs" in too_large(deep)["item_knn"]
+
+
+def test_tuning_sample_keeps_whole_users(watches: Watches) -> None:
+    assert watches.of_some_users(len(watches.user_row)) is watches
+    some = watches.of_some_users(len(watches.user_row) // 2)
+    assert 0.25 < len(some.user_row) / len(watches.user_row) < 0.75
+    kept = np.isin(watches.user_row, some.user_row)
+    np.testing.assert_array_equal(watches.video_row[kept], some.video_row)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from tests.loopback import Server, md5
 from workflow.config import CONFIG_FOLDER, parse_config
-from workflow.data import movielens
 from workflow.data.download import download
-from workflow.data.movielens import load_movielens
+from workflow.data.movielens import ARCHIVE, load_movielens
+from workflow.data.published import Archive
 from workflow.data.tables import read_users, read_videos
 from workflow.data.validate import validate
 from workflow.errors import DataError
@@ -40,66 +39,18 @@ def folder(tmp_path: Path) -> Path:
     return source
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    made = tmp_path / "target"
-    made.mkdir()
-    return made
-
-
-def archive(files: dict[str, str] = FILES, prefix: str = "ml-1m/") -> bytes:
+def archive(files: dict[str, str] = FILES) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as opened:
         opened.writestr("../outside.txt", "must not be written")
         for name, text in files.items():
-            opened.writestr(prefix + name, text.encode("iso-8859-1"))
+            opened.writestr("ml-1m/" + name, text.encode("iso-8859-1"))
     return buffer.getvalue()
 
 
-class Server:
-    """A loopback HTTP server that answers with `content`, the first `failures` times badly."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-        self.failures = 0
-        self.status = 200
-        self.requests = 0
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.requests += 1
-                self.send_response(outer.status)
-                self.send_header("Content-Length", str(len(outer.content)))
-                self.end_headers()
-                cut = outer.requests <= outer.failures
-                self.wfile.write(outer.content[: len(outer.content) // (2 if cut else 1)])
-
-            def log_message(self, *_: object) -> None: ...
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/ml-1m.zip"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], Server]]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr("workflow.data.download.time.sleep", lambda _: None)
-    servers: list[Server] = []
-
-    def start(content: bytes) -> Server:
-        servers.append(Server(content))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.http.shutdown()
-        server.http.server_close()
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+def published(server: Server) -> Archive:
+    """MovieLens as if it were published on `server`."""
+    return replace(ARCHIVE, url=server.url, md5=md5(server.content))
 
 
 def test_a_folder_becomes_validated_tables(folder: Path, tmp_path: Path, target: Path) -> None:
@@ -133,20 +84,19 @@ def test_download(serve: Callable[[bytes], Server], target: Path, tmp_path: Path
     server = serve(content)
     seen: list[tuple[float, float]] = []
     load_movielens(
-        target, None, lambda done, total, _: seen.append((done, total)),
-        url=server.url, md5=md5(content),
-    )  # fmt: skip
+        target, None, lambda done, total, _: seen.append((done, total)), published(server)
+    )
     assert sorted(path.name for path in target.iterdir()) == [
         "events.parquet", "users.parquet", "videos.parquet"
     ]  # fmt: skip
     assert not list(tmp_path.rglob("outside.txt"))
-    assert seen[-1] == (len(content), len(content))
+    assert (len(content), len(content)) in seen
 
 
 def test_corrupt_download_leaves_nothing(serve: Callable[[bytes], Server], target: Path) -> None:
     server = serve(archive()[:-20] + b"x" * 20)
     with pytest.raises(DataError) as caught:
-        load_movielens(target, None, url=server.url, md5=md5(archive()))
+        load_movielens(target, archive=replace(published(server), md5=md5(archive())))
     assert "is corrupt" in str(caught.value) and "--source FOLDER" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(target.iterdir()) and server.requests == 1
@@ -156,7 +106,7 @@ def test_broken_connection_is_tried_again(serve: Callable[[bytes], Server], targ
     content = archive()
     server = serve(content)
     server.failures = 2
-    load_movielens(target, None, url=server.url, md5=md5(content))
+    load_movielens(target, archive=published(server))
     assert server.requests == 3 and (target / "events.parquet").exists()
     server.failures, server.requests = 3, 0
     with pytest.raises(DataError, match="the connection ended after"):
@@ -177,17 +127,14 @@ def test_server_errors(serve: Callable[[bytes], Server], target: Path) -> None:
         download(server.url, target / "x", "", next_step="wait")
 
 
-def test_unusable_archives(
-    serve: Callable[[bytes], Server], target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unusable_archives(serve: Callable[[bytes], Server], target: Path) -> None:
     for content, message in (
-        (b"no zip", "is damaged"),
+        (b"no zip", "the MovieLens archive is damaged"),
         (archive({"users.dat": USERS}), r"no usable ratings\.dat"),
-        (archive(prefix=""), r"no usable ratings\.dat"),
     ):
         with pytest.raises(DataError, match=message):
-            load_movielens(target, None, url=serve(content).url, md5=md5(content))
+            load_movielens(target, archive=published(serve(content)))
         assert not list(target.iterdir())
-    monkeypatch.setattr(movielens, "_MAX_MEMBER_BYTES", 10)  # a zip bomb
-    with pytest.raises(DataError, match="no usable"):
-        load_movielens(target, None, url=serve(archive()).url, md5=md5(archive()))
+    bomb = replace(published(serve(archive())), max_member_bytes=10)
+    with pytest.raises(DataError, match=r"no usable ratings\.dat"):
+        load_movielens(target, archive=bomb)

@@ -98,6 +98,25 @@ def test_key_follows_settings_and_files(tmp_path: Path) -> None:
     assert len({online, local, source_key(config("movielens-1m"), copy, None)}) == 3
 
 
+def test_key_of_a_published_dataset_follows_what_is_read(tmp_path: Path) -> None:
+    keys = [
+        source_key(config("kuairand"), None, None),
+        source_key(config("kuairand", kuairand={"variant": "1k"}), None, None),
+        source_key(config("kuairand", kuairand={"variant": "27k"}), None, None),
+        source_key(config("kuairec"), None, None),
+        source_key(config("kuairec", kuairec={"matrix": "small"}), None, None),
+        source_key(config("kuairec"), tmp_path, None),
+    ]
+    data = tmp_path / "data"  # where the archives have their files
+    data.mkdir()
+    (data / "social_network.csv").write_text("not read")
+    assert source_key(config("kuairec"), tmp_path, None) == keys[-1]
+    (data / "big_matrix.csv").write_text("1")
+    keys.append(source_key(config("kuairec"), tmp_path, None))
+    assert source_key(config("kuairec"), data, None) == keys[-1]
+    assert len(set(keys)) == len(keys)
+
+
 @pytest.mark.parametrize(
     ("dataset", "source", "contract", "error", "message"),
     [
@@ -108,6 +127,8 @@ def test_key_follows_settings_and_files(tmp_path: Path) -> None:
         ("sim", ".", None, ConfigError, "--source does not go with dataset sim"),
         ("movielens-1m", None, EXAMPLE, ConfigError, "--contract does not go with"),
         ("movielens-1m", "absent", None, DataError, "no source folder"),
+        ("kuairand", "absent", None, DataError, "no source folder"),
+        ("kuairec", None, EXAMPLE, ConfigError, "--contract does not go with"),
     ],
 )
 def test_options_that_do_not_fit(

@@ -259,6 +259,18 @@ def test_propensity_must_be_a_probability(data: Dataset) -> None:
     assert dropped == {"propensity outside (0, 1]": 2}
 
 
+def test_an_unknown_propensity_is_kept(data: Dataset) -> None:
+    """Logs with some random exposures know the probability of those only."""
+    column = {"name": "p", "role": "propensity", "dtype": "float32"}
+    data.contract["events"]["columns"].append(column)
+    data.write("events", EVENTS, p=[0.5, None, float("nan"), 1.0])
+    assert data.validate()["dropped"] == {}
+    kept = pq.read_table(event_files(data.run)[0])["propensity"]
+    assert kept.null_count == 0
+    assert np.sort(kept.to_numpy()).tolist()[:2] == [0.5, 1.0]
+    assert np.isnan(kept.to_numpy()).sum() == 2
+
+
 # --- events of unknown users and videos -------------------------------------------------------
 def test_unknown_user_is_kept_with_nulls(data: Dataset) -> None:
     data.write("events", EVENTS, user_id=[3, 1, 1, 77])

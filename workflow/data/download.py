@@ -16,6 +16,7 @@ from workflow.errors import DataError
 ATTEMPTS = 3
 TIMEOUT_S = 30.0
 _BLOCK_BYTES = 1 << 18
+_REPORTS = 100  # per file; each is a line where output is no terminal
 _BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, ssl.SSLError)
 
 
@@ -63,14 +64,16 @@ def download(
 def _fetch(url: str, target: Path, report: Report, timeout_s: float) -> str:
     """The MD5 of what was written to `target`."""
     digest = hashlib.md5(usedforsecurity=False)
-    done = 0
+    done = reported = 0
     with urllib.request.urlopen(url, timeout=timeout_s) as response, target.open("wb") as file:
         total = int(response.headers.get("Content-Length") or 0)
         while block := response.read(_BLOCK_BYTES):
             file.write(block)
             digest.update(block)
             done += len(block)
-            report(done, total, f"{done / 1e6:.1f} MB")
+            if done == total or done - reported >= total / _REPORTS:
+                report(done, total, f"{done / 1e6:.1f} MB")
+                reported = done
     if total and done < total:
         raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
     return digest.hexdigest()

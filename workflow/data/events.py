@@ -158,7 +158,7 @@ def by_role(raw: pa.Table, table: Table) -> dict[str, pa.Array]:
 def bad_rows(columns: dict[str, pa.Array]) -> list[tuple[str, str, Array]]:
     """(role, reason, bool mask) of every way in which an event can be unusable."""
     found = [(role, f"no {role}", no_value(columns[role])) for role in ("user_id", "video_id")]
-    for role in ("timestamp", "label", "propensity"):
+    for role in ("timestamp", "label"):
         if role in columns:
             found.append((role, f"no {role}", _mask(pc.is_null(columns[role]))))
     if "watch_s" in columns:

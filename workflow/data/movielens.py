@@ -6,23 +6,22 @@ F. Maxwell Harper and Joseph A. Konstan, "The MovieLens Datasets: History and Co
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from workflow.console import Report, no_report
-from workflow.data.download import download
-from workflow.data.reading import read_chunks
-from workflow.errors import DataError
+from workflow.data.published import Archive, published_files, read, write_table
 from workflow.schema import Column, Table
 
-URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
-MD5 = "c4d9eecfca2ab87c1945afe126590906"
-_MAX_MEMBER_BYTES = 200_000_000
-_USE_FOLDER = "use a local copy with --source FOLDER"
+ARCHIVE = Archive(
+    title="MovieLens",
+    url="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+    md5="c4d9eecfca2ab87c1945afe126590906",
+    members=("ratings.dat", "users.dat", "movies.dat"),
+    max_member_bytes=200_000_000,
+)
 
 
 def _column(name: str, number: int, dtype: str, role: str, **more: str) -> Column:
@@ -66,9 +65,7 @@ def load_movielens(
     target: Path,
     source: Path | None = None,
     report: Report = no_report,
-    *,
-    url: str = URL,
-    md5: str = MD5,
+    archive: Archive = ARCHIVE,
 ) -> None:
     """Write events.parquet, users.parquet and videos.parquet into `target` (an existing folder).
 
@@ -77,46 +74,13 @@ def load_movielens(
     Raises:
         DataError: the download failed or is corrupt, or a file is missing or damaged.
     """
-    if source is not None:
-        _convert(source, target)
-        return
-    archive, unpacked = target / "ml-1m.zip", target / ".unpacked"
-    download(url, archive, md5, report, next_step=_USE_FOLDER)
-    unpacked.mkdir()
-    try:
-        _unpack(archive, unpacked)
-        _convert(unpacked, target)
-    finally:
-        for path in [archive, *unpacked.iterdir()]:
-            path.unlink(missing_ok=True)
-        unpacked.rmdir()
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Copy the three members by name, wherever they lie; nothing else leaves the archive."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for table in _TABLES.values():
-                members = [i for i in opened.infolist() if i.filename.endswith("/" + table.path)]
-                if len(members) != 1 or members[0].file_size > _MAX_MEMBER_BYTES:
-                    raise DataError(
-                        f"the MovieLens archive has no usable {table.path}", next_step=_USE_FOLDER
-                    )
-                (folder / table.path).write_bytes(opened.read(members[0]))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise DataError(
-            "the MovieLens archive is damaged", found=str(error), next_step=_USE_FOLDER
-        ) from error
-
-
-def _convert(source: Path, target: Path) -> None:
-    for name, declared in _TABLES.items():
-        table = pa.concat_tables(read_chunks(source, declared, name))
-        if name == "events":
-            table = _events(table)
-        if name == "videos":
-            table = _with_year(table)
-        pq.write_table(table, target / f"{name}.parquet")
+    with published_files(archive, source, target, report) as folder:
+        events, users, videos = (
+            read(folder, table, name, report) for name, table in _TABLES.items()
+        )
+        write_table(map(_events, events), target / "events.parquet")
+        write_table(users, target / "users.parquet")
+        write_table(map(_with_year, videos), target / "videos.parquet")
 
 
 def _events(table: pa.Table) -> pa.Table:

@@ -120,7 +120,7 @@ def _sorted_part(events: pa.Table, rows: Rows, watch_all: bool, stats: PartStats
     }
     columns["watched"] = _watched(events, watch_all)
     for name in events.column_names:
-        if name == "watch_s":
+        if name in ("watch_s", "propensity"):
             columns[name] = pc.fill_null(events[name], float("nan"))
         elif name not in ("user", "video", "timestamp"):
             columns[name] = events[name]

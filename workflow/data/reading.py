@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workflow.console import Report, no_report
 from workflow.data.convert import convert
 from workflow.data.text import read_text_batches, text_names
 from workflow.data.values import Place
@@ -185,7 +186,11 @@ class TableFiles:
 
 
 def read_chunks(
-    folder: Path, table: Table, name: str, rows_per_chunk: int = ROWS_PER_CHUNK
+    folder: Path,
+    table: Table,
+    name: str,
+    rows_per_chunk: int = ROWS_PER_CHUNK,
+    report: Report = no_report,
 ) -> Iterator[pa.Table]:
     """A table's rows in the contract's names and dtypes, chunk by chunk; ignored columns left out.
 
@@ -196,6 +201,7 @@ def read_chunks(
     """
     columns = [column for column in table.columns if column.role != "ignore"]
     for chunk in TableFiles(folder, table, name).chunks(rows_per_chunk):
+        report(chunk.done, 1, f"reading {chunk.file}")
         yield pa.table({column.name: chunk.column(column) for column in columns})
 
 

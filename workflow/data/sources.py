@@ -1,4 +1,4 @@
-"""Where a run's raw files come from: simulated, downloaded, or the user's own in place."""
+"""Where a run's raw files come from: simulated, published, or the user's own in place."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from workflow.config import CONFIG_FOLDER, Config
 from workflow.console import Report, no_report
+from workflow.data import kuairand, kuairec, movielens
+from workflow.data.published import Archive, local_files
 from workflow.data.reading import find_files
 from workflow.errors import ConfigError, DataError
 from workflow.run import Run, content_key, read_json, replaced_folder, write_json
@@ -24,7 +26,7 @@ def prepare_source(
 ) -> tuple[Contract, Path]:
     """The contract and the folder of raw files that it describes.
 
-    `sim` and `movielens-1m` are written into `run.source` once and kept while their settings
+    Built-in datasets are written into `run.source` once and kept while their settings and files
     stay; own data is read where it lies.
 
     Raises:
@@ -53,9 +55,12 @@ def source_key(config: Config, source: Path | None, contract_file: Path | None) 
     _check_options(config, source, contract_file)
     if config.dataset == "sim":
         return content_key(_FORMAT, config.dataset, config.sim, _builtin(config.dataset))
-    if config.dataset == "movielens-1m":
-        files = None if source is None else sorted(source.glob("*.dat"))
-        return content_key(_FORMAT, config.dataset, files or [], _builtin(config.dataset))
+    if config.dataset != "custom":
+        archive = _archive(config)
+        files = [] if source is None else local_files(archive, source)
+        return content_key(
+            _FORMAT, config.dataset, archive.members, files, _builtin(config.dataset)
+        )
     assert source is not None and contract_file is not None
     contract = load_contract(contract_file)
     tables = contract.tables().items()
@@ -66,6 +71,14 @@ def source_key(config: Config, source: Path | None, contract_file: Path | None) 
 
 def _builtin(dataset: str) -> Contract:
     return load_contract(CONFIG_FOLDER / f"{dataset}.contract.toml")
+
+
+def _archive(config: Config) -> Archive:
+    if config.dataset == "kuairand":
+        return kuairand.archive(config.kuairand)
+    if config.dataset == "kuairec":
+        return kuairec.archive(config.kuairec)
+    return movielens.ARCHIVE
 
 
 def _check_options(config: Config, source: Path | None, contract_file: Path | None) -> None:
@@ -102,7 +115,9 @@ def _make(config: Config, source: Path | None, folder: Path, report: Report) -> 
         from workflow.data.simulator import simulate
 
         simulate(config.sim, folder, report)
-        return
-    from workflow.data.movielens import load_movielens
-
-    load_movielens(folder, source, report)
+    elif config.dataset == "kuairand":
+        kuairand.load_kuairand(config.kuairand, folder, source, report)
+    elif config.dataset == "kuairec":
+        kuairec.load_kuairec(config.kuairec, folder, source, report)
+    else:
+        movielens.load_movielens(folder, source, report)

@@ -13,9 +13,15 @@ import numpy.typing as npt
 from workflow.config import Config
 from workflow.console import Report, no_report
 from workflow.features import encoded, tables
+from workflow.features.daily import DailyCounter
 from workflow.features.fitted import CompiledTable, save_fitted
 from workflow.features.fitted_features import fitted_features, raw_ids
-from workflow.features.history import DailyCounts, Histories, session_starts, smoothed_rate
+from workflow.features.history import (
+    SECONDS_PER_DAY,
+    Histories,
+    session_starts,
+    smoothed_rate,
+)
 from workflow.features.samples import POINTERS, Cuts, Known, build_samples, split_of
 from workflow.features.spec import Feature, FeatureSpec
 from workflow.features.split import NAMES, TEST, temporal_cuts
@@ -71,8 +77,7 @@ class _Builder:
 
     # --- pass 1: histories, daily counts, split points -----------------------------------------
     def scan(self) -> None:
-        num_users, num_videos = len(self.users), len(self.videos)
-        daily = DailyCounts(num_videos)
+        daily = DailyCounter()
         watches: list[tuple[npt.NDArray[Any], ...]] = []
         times = []
         for events in self._partitions():
@@ -81,21 +86,24 @@ class _Builder:
             video = events["video_row"].to_numpy()
             label = events["label"].to_numpy(np.float64) if "label" in events else watched * 1.0
             daily.add(video, time, label)
-            watches.append((user[watched], video[watched].astype(np.int32), time[watched]))
+            columns = (user, video.astype(np.int32), time, label.astype(np.int8))
+            watches.append(tuple(column[watched] for column in columns))
             times.append(time)
-        daily.finish()
-        user, video, time = (np.concatenate(column) for column in zip(*watches, strict=True))
-        start = np.searchsorted(user, np.arange(num_users + 2)).astype(np.int64)
-        gap_s = self.config.features.session_gap_s
-        histories = Histories(video, time, start, session_starts(user, time, gap_s))
+        user, video, time, liked = (np.concatenate(column) for column in zip(*watches, strict=True))
+        start = np.searchsorted(user, np.arange(len(self.users) + 2)).astype(np.int64)
+        sessions = session_starts(user, time, self.config.features.session_gap_s)
+        graded = self.contract.has_graded_history
+        histories = Histories(video, time, start, sessions, liked if graded else None)
         every_time = np.concatenate(times)
         self.last_event = int(every_time.max())
         temporal = self.config.split.protocol == "temporal"
         self.cuts = Cuts(*temporal_cuts(every_time, self.config.split)) if temporal else Cuts(0, 0)
-        self.known = Known(histories, daily, num_videos, self._publish_time(), 0.5)
+        self.known = Known(histories, daily.finish(), self._publish_time(), 0.5)
         self.known = replace(self.known, label_prior=self._label_prior())
-        for name in ("video_row", "time", "start", "session_start"):
-            encoded.save_array(self.folder / "history" / f"{name}.npy", getattr(histories, name))
+        for folder, arrays in (("history", vars(histories)), ("daily", vars(self.known.daily))):
+            for name, values in arrays.items():
+                if values is not None:
+                    self._save(folder, name, values)
 
     def _partitions(self) -> Iterator[pd.DataFrame]:
 
@@ -237,19 +245,18 @@ class _Builder:
 
     def _encode_state(self) -> None:
         """Counts as of the last event, as a request after the export would see them."""
-        events, labels = self.known.daily.totals()
-        user_events, user_labels = self._user_totals()
-        compiled, prior = self.compiled["events"], self.known.label_prior
-        for folder, kind, counts, positive in (
-            ("videos", "video", events, labels),
-            ("users", "user", user_events, user_labels),
-        ):
-            name = f"{kind}_event_count"
-            self._save(folder, name, compiled[name].normalise(counts.astype(np.float32)))
-            if self.contract.has_label:
-                name = f"{kind}_label_rate"
-                rate = smoothed_rate(positive, counts, prior)
-                self._save(folder, name, compiled[name].normalise(rate))
+        compiled = self.compiled["events"]
+        prior = self.known.label_prior if self.contract.has_label else None
+        rows = np.arange(len(self.videos) + 1)
+        tomorrow = np.int64(self.last_event + SECONDS_PER_DAY)
+        for name, values in self.known.daily.numbers(rows, tomorrow, label_prior=prior).items():
+            self._save("videos", name, compiled[name].normalise(values))
+        counts, positive = self._user_totals()
+        users = {"user_event_count": counts.astype(np.float32)}
+        if prior is not None:
+            users["user_label_rate"] = smoothed_rate(positive, counts, prior)
+        for name, values in users.items():
+            self._save("users", name, compiled[name].normalise(values))
 
     def _user_totals(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         size = len(self.users) + 1
@@ -278,6 +285,8 @@ class _Builder:
             valid_from=self.cuts.valid_from,
             test_from=self.cuts.test_from,
             last_event=self.last_event,
+            has_label=self.contract.has_label,
+            label_prior=self.known.label_prior,
         )
 
 

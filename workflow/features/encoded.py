@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workflow.errors import MissingArtifactError
+from workflow.features.daily import DailyCounts
 from workflow.features.history import Histories
 from workflow.features.spec import NULL, OUT_OF_VOCABULARY
 from workflow.run import Run
@@ -77,8 +78,14 @@ class FeatureStore:
         return self._load("videos", "raw_duration_s")
 
     def histories(self) -> Histories:
-        names = ("video_row", "time", "start", "session_start")
-        return Histories(*(self._load("history", name) for name in names))
+        names = ["video_row", "time", "start", "session_start"]
+        if (self.root / "history" / "label.npy").exists():
+            names.append("label")
+        return Histories(**{name: self._load("history", name) for name in names})
+
+    def daily(self) -> DailyCounts:
+        """Counts of any video up to any day."""
+        return DailyCounts(*(self._load("daily", name) for name in ("key", "events", "labels")))
 
     def samples(self, *parts: str) -> list[Path]:
         """Parquet files of "train", "valid" or "test" samples."""

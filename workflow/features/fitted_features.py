@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from workflow.config import FeatureConfig
 from workflow.features.fitted import CompiledTable
-from workflow.features.spec import Feature, Group
+from workflow.features.spec import FIRST_VALUE, Feature, Group
 from workflow.features.tables import TIME_CONTEXT, state_columns
 from workflow.schema import Column, Contract
 
@@ -40,6 +40,7 @@ def fitted_features(
                 length=length, domain="video_index", retriever=True,
             )
         )  # fmt: skip
+    features += _long_history(contract, config, videos)
     events = compiled["events"]
     for column in contract.features("context"):
         features.append(_context(column.name, events, retriever=True))
@@ -51,6 +52,20 @@ def fitted_features(
     for group, names in state_columns(contract).items():
         features += [_number(name, group) for name in names]
     return features
+
+
+def _long_history(contract: Contract, config: FeatureConfig, videos: int) -> list[Feature]:
+    """The long past: watched videos and, where they differ, the watches' labels (ranker only)."""
+    sizes = {"long_history": (videos, "video_index")}
+    if contract.has_graded_history:
+        sizes["long_history_label"] = (FIRST_VALUE + 2, "long_history_label")
+    return [
+        Feature(
+            name=name, group="history", kind="multi_hot", cardinality=cardinality,
+            length=config.long_history_length, domain=domain, retriever=name == "long_history",
+        )
+        for name, (cardinality, domain) in sizes.items()
+    ]  # fmt: skip
 
 
 def raw_ids(values: Any) -> npt.NDArray[Any]:

@@ -1,7 +1,7 @@
 """Point-in-time features: what was known strictly before each event, computed without loops.
 
 Events arrive sorted by (user_row, timestamp). Two events of a user in the same second do not
-know of each other.
+know of each other, except under leave-last-out, which goes by the order of the log.
 """
 
 from __future__ import annotations
@@ -22,19 +22,24 @@ class Positions:
 
     Attributes:
         user_first: int64 [n], index of the user's first event.
-        known_until: int64 [n], events [user_first, known_until) happened strictly before.
+        known_until: int64 [n], events [user_first, known_until) happened before.
     """
 
     user_first: Int64
     known_until: Int64
 
 
-def positions(user_row: Int64, timestamp: Int64) -> Positions:
-    """For each event of a sorted table, the range of the user's strictly earlier events."""
+def positions(user_row: Int64, timestamp: Int64, *, by_order: bool = False) -> Positions:
+    """For each event of a sorted table, the range of the user's earlier events.
+
+    Args:
+        by_order: an event knows those of its own second that the log lists before it; otherwise
+            only strictly earlier seconds.
+    """
     index = np.arange(len(user_row))
     new_user = np.r_[True, user_row[1:] != user_row[:-1]] if len(user_row) else np.zeros(0, bool)
     new_moment = new_user.copy()
-    new_moment[1:] |= timestamp[1:] != timestamp[:-1]
+    new_moment[1:] |= by_order | (timestamp[1:] != timestamp[:-1])
     return Positions(
         user_first=np.maximum.accumulate(np.where(new_user, index, 0)),
         known_until=np.maximum.accumulate(np.where(new_moment, index, 0)),
@@ -58,12 +63,15 @@ class Histories:
         start: int64 [num_users + 2]; user u owns [start[u], start[u + 1]). Row 0 is the
             unknown user and owns nothing.
         session_start: int64 [num_watched], where the session of each watch begins.
+        label: int8 [num_watched], 1 where the watch was positive; None where the log cannot
+            tell (no label, or only positives are watches).
     """
 
     video_row: npt.NDArray[np.int32]
     time: Int64
     start: Int64
     session_start: Int64
+    label: npt.NDArray[np.int8] | None = None
 
 
 def session_starts(user_row: Int64, time: Int64, gap_s: int) -> Int64:
@@ -90,54 +98,6 @@ def session_pointer(
     last = np.maximum(history_end - 1, 0)
     is_open = (history_end > user_start) & (timestamp - histories.time[last] <= gap_s)
     return np.where(is_open, histories.session_start[last], history_end)
-
-
-class DailyCounts:
-    """Running totals per video and day: what was known of a video at the end of the day before."""
-
-    def __init__(self, num_videos: int) -> None:
-        self._keys: list[Int64] = []
-        self._events: list[npt.NDArray[np.float64]] = []
-        self._labels: list[npt.NDArray[np.float64]] = []
-        self._num_videos = num_videos
-        self._stride = 1 << 20  # days since 1970 fit easily
-        self.total_events = 0.0
-        self.total_labels = 0.0
-
-    def add(self, video_row: Int64, timestamp: Int64, label: npt.NDArray[np.float64]) -> None:
-        key = video_row.astype(np.int64) * self._stride + timestamp // SECONDS_PER_DAY
-        unique, inverse = np.unique(key, return_inverse=True)
-        self._keys.append(unique)
-        self._events.append(np.bincount(inverse, minlength=len(unique)).astype(np.float64))
-        counts = np.bincount(inverse, weights=label, minlength=len(unique))
-        self._labels.append(counts.astype(np.float64))
-
-    def finish(self) -> None:
-        """Merge what was added; call once before looking anything up."""
-        keys = np.concatenate([*self._keys, np.zeros(0, np.int64)])
-        unique, inverse = np.unique(keys, return_inverse=True)
-        events = np.bincount(inverse, np.concatenate([*self._events, np.zeros(0)]), len(unique))
-        labels = np.bincount(inverse, np.concatenate([*self._labels, np.zeros(0)]), len(unique))
-        self._sorted = unique
-        self._running_events = np.r_[0.0, np.cumsum(events)]
-        self._running_labels = np.r_[0.0, np.cumsum(labels)]
-
-    def before(
-        self, video_row: Int64, timestamp: Int64
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """(events, labels) of each video up to the day before `timestamp`; float64 [n] each."""
-        base = video_row.astype(np.int64) * self._stride
-        first = np.searchsorted(self._sorted, base)
-        until = np.searchsorted(self._sorted, base + timestamp // SECONDS_PER_DAY)
-        return (
-            self._running_events[until] - self._running_events[first],
-            self._running_labels[until] - self._running_labels[first],
-        )
-
-    def totals(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """(events, labels) over all days for rows 0..num_videos; float64 [num_videos + 1] each."""
-        rows = np.arange(self._num_videos + 1)
-        return self.before(rows, np.full(len(rows), (self._stride - 1) * SECONDS_PER_DAY))
 
 
 PRIOR_EVENTS = 10.0

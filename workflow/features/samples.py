@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from workflow.config import Config
 from workflow.features import history as past
-from workflow.features.history import SECONDS_PER_DAY, DailyCounts, Histories
+from workflow.features.daily import DailyCounts
+from workflow.features.history import SECONDS_PER_DAY, Histories
 from workflow.features.split import UNUSED, leave_last_out, temporal_split
 from workflow.schema import Contract
 
@@ -38,14 +39,12 @@ class Known:
     """What samples look up besides their own partition.
 
     Attributes:
-        num_videos: rows of the video table.
         publish_time: int64 [num_videos + 1] unix seconds (0 = not known), or None without them.
         label_prior: share of positive labels outside the test part.
     """
 
     histories: Histories
     daily: DailyCounts
-    num_videos: int
     publish_time: npt.NDArray[np.int64] | None
     label_prior: float
 
@@ -66,13 +65,12 @@ def build_samples(
 ) -> pd.DataFrame:
     """All samples of one partition (sorted by user_row, timestamp), not yet encoded.
 
-    Without a label in the contract, every watch is a positive and `sampled_negatives` random
-    videos per watch are the negatives.
+    Without a label in the contract the column `label` is 1 throughout: only watches are known.
     """
     import pandas as pd
 
     columns: dict[str, npt.NDArray[np.generic]] = _pointers(
-        events, known.histories, config.features.session_gap_s
+        events, known.histories, config
     )
     columns["part"] = part
     columns["watched"] = events["watched"].to_numpy().astype(np.int8)
@@ -89,8 +87,6 @@ def build_samples(
     if contract.has_propensity:
         columns["propensity"] = events["propensity"].to_numpy(np.float32)
     samples = pd.DataFrame(columns)
-    if not contract.has_label:
-        samples = _with_negatives(samples, known.num_videos, config)
     for name, values in video_numbers(samples, contract, known).items():
         samples[name] = values
     return samples[samples["part"] != UNUSED].reset_index(drop=True)
@@ -110,10 +106,8 @@ def video_numbers(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """What was known of each sample's video at the end of the day before; float32 [n] each."""
     video, time = samples["video_row"].to_numpy(np.int64), samples["timestamp"].to_numpy(np.int64)
-    events, labels = known.daily.before(video, time)
-    result = {"video_event_count": events.astype(np.float32)}
-    if contract.has_label:
-        result["video_label_rate"] = past.smoothed_rate(labels, events, known.label_prior)
+    prior = known.label_prior if contract.has_label else None
+    result = known.daily.numbers(video, time, label_prior=prior)
     if known.publish_time is not None:
         result["video_age_days"] = video_age_days(known.publish_time[video], time)
     return result
@@ -129,11 +123,12 @@ def video_age_days(
 
 
 def _pointers(
-    events: pd.DataFrame, histories: Histories, gap_s: int
+    events: pd.DataFrame, histories: Histories, config: Config
 ) -> dict[str, npt.NDArray[np.generic]]:
     user = events["user_row"].to_numpy(np.int64)
     time = events["timestamp"].to_numpy(np.int64)
-    at = past.positions(user, time)
+    at = past.positions(user, time, by_order=config.split.protocol == "leave_last_out")
+    gap_s = config.features.session_gap_s
     watched_before = past.count_before(events["watched"].to_numpy(np.float64), at)
     start = histories.start[user]
     end = start + watched_before.astype(np.int64)
@@ -154,20 +149,3 @@ def _user_state(events: pd.DataFrame, prior: float) -> dict[str, npt.NDArray[np.
         labels = past.count_before(events["label"].to_numpy(np.float64), at)
         result["user_label_rate"] = past.smoothed_rate(labels, count, prior)
     return result
-
-
-def _with_negatives(samples: pd.DataFrame, num_videos: int, config: Config) -> pd.DataFrame:
-    """Add random videos as negatives for data that only says what was watched."""
-    import pandas as pd
-
-    repeats = config.ranker.sampled_negatives
-    negatives = samples.iloc[np.repeat(np.arange(len(samples)), repeats)].copy()
-    first_user = int(samples["user_row"].iloc[0]) if len(samples) else 0
-    generator = np.random.default_rng((config.seed, first_user))
-    negatives["video_row"] = generator.integers(1, num_videos + 1, len(negatives), dtype=np.int32)
-    negatives["label"] = np.float32(0)
-    negatives["watched"] = np.int8(0)
-    for name in ("watch_s", "propensity"):  # nobody showed them
-        if name in negatives:
-            negatives[name] = np.float32(np.nan)
-    return pd.concat([samples, negatives], ignore_index=True)

@@ -17,7 +17,7 @@ Group = Literal[
     "video",  # one row per video, fixed between exports
     "video_state",  # counts of a video's past, as of the last export
     "cross",  # from the request and the video together: the video's age
-    "history",  # list of the user's watched videos, oldest last
+    "history",  # list of the user's watched videos, newest last
 ]
 Kind = Literal["categorical", "multi_hot", "continuous"]
 
@@ -66,6 +66,8 @@ class FeatureSpec(BaseModel):
     valid_from: int  # timestamp of the first validation second (temporal split), else 0
     test_from: int
     last_event: int  # timestamp of the last event of the log
+    has_label: bool = True
+    label_prior: float = 0.5  # positive share before the test part; smooths rates
 
     def of_group(self, *groups: Group) -> tuple[Feature, ...]:
         return tuple(f for f in self.features if f.group in groups)

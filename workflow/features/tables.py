@@ -14,6 +14,7 @@ import numpy as np
 
 from workflow.config import FeatureConfig
 from workflow.errors import DataError
+from workflow.features.daily import RECENT_DAYS
 from workflow.schema import Column, Contract
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def state_columns(contract: Contract) -> dict[str, tuple[str, ...]]:
     rate = contract.has_label
     return {
         "user_state": ("user_event_count",) + (("user_label_rate",) if rate else ()),
-        "video_state": ("video_event_count",) + (("video_label_rate",) if rate else ()),
+        "video_state": ("video_event_count", *RECENT_DAYS)
+        + (("video_label_rate",) if rate else ()),
         "cross": ("video_age_days",) if contract.has_publish_time else (),
     }
 

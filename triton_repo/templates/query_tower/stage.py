@@ -2,7 +2,8 @@
 
 Files: stage.json, tower.onnx, user_id.npy (sorted raw ids), user_index.npy and user_value.npy
 (encoded user features by row; row 0 is the unknown user), watched_index.npy and watched_time.npy
-(all users' watches), watched_start.npy (where each user's begin).
+(all users' watches), watched_start.npy (where each user's begin), watched_label.npy (encoded
+labels of the watches, where they differ).
 """
 
 import json
@@ -38,6 +39,8 @@ class Stage:
         ):  # fmt: skip
             setattr(self, name, open_array(folder / f"{name}.npy"))
         self.layout = self.settings["query_index"]  # [{"name", "from", "at", "length"}]
+        if any(part["name"] == "long_history_label" for part in self.layout):
+            self.watched_label = open_array(folder / "watched_label.npy")
         self.width = sum(part["length"] for part in self.layout)
         self.vocabulary = {
             name: dict(zip(table["values"], table["index"], strict=True))
@@ -104,7 +107,9 @@ class Stage:
         if part["from"] == "user":
             return self.user_index[row, part["column"] : part["column"] + part["length"]]
         if part["from"] == "history":
-            return self.recent(row, moment, until, part["length"], name == "session_history")
+            values = self.watched_label if name == "long_history_label" else self.watched_index
+            in_session = name == "session_history"
+            return self.recent(values, row, moment, until, part["length"], in_session)
         if name == "hour":
             return self.look_up(name, moment % 86400 // 3600)
         if name == "weekday":
@@ -127,8 +132,8 @@ class Stage:
                 return 1
         return table.get(value, 2)
 
-    def recent(self, row, moment, until, length, in_session):
-        """Encoded last watches [n, length], newest last, 0-padded in front."""
+    def recent(self, values, row, moment, until, length, in_session):
+        """`values` of the last watches [n, length], newest last, 0-padded in front."""
         result = np.zeros((len(row), length), np.int32)
         for i, user in enumerate(row):
             end = until[i]
@@ -136,7 +141,7 @@ class Stage:
             if in_session:
                 first = self.session_first(first, end, moment[i])
             if end > first:
-                result[i, length - (end - first) :] = self.watched_index[first:end]
+                result[i, length - (end - first) :] = values[first:end]
         return result
 
     def session_first(self, first, end, moment):

@@ -1,4 +1,4 @@
-"""Ranker: candidates and packed request features in, raw video ids with sorted scores out.
+"""Ranker: scored candidates and packed request features in, raw video ids, sorted scores out.
 
 Files: stage.json, ranker.onnx, video_id.npy (raw ids by row), video_vector.npy and
 video_value.npy (what the ranker needs of each video, by row), publish_time.npy (0 = not known).
@@ -26,7 +26,7 @@ def open_array(path):
 
 
 class Stage:
-    """Scores candidates with the DLRM and sorts them."""
+    """Scores candidates with the DLRM and the retrieval score, and sorts them."""
 
     def __init__(self, folder):
         self.settings = json.loads((folder / "stage.json").read_text())
@@ -81,6 +81,7 @@ class Stage:
                 "query_value": inputs["query_value"],
                 "video_vector": np.asarray(self.video_vector[rows], np.float32),
                 "video_value": video_value,
+                "candidate_score": inputs["candidate_score"],
             },
         )
         return scores

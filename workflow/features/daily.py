@@ -1,0 +1,84 @@
+"""What was known of a video at the end of any day: running totals per video and day."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from workflow.features.history import SECONDS_PER_DAY, Float32, smoothed_rate
+
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+STRIDE = 1 << 20  # days since 1970 fit easily
+RECENT_DAYS = {"video_event_count_7d": 7, "video_event_count_30d": 30}
+
+
+@dataclass(frozen=True)
+class DailyCounts:
+    """Running totals, looked up with `before`.
+
+    Attributes:
+        key: int64 [n], video_row * STRIDE + day since 1970, ascending.
+        events, labels: float64 [n + 1], totals over all keys before a position.
+    """
+
+    key: Int64
+    events: Float64
+    labels: Float64
+
+    def before(self, video_row: Int64, timestamp: Int64 | np.int64) -> tuple[Float64, Float64]:
+        """(events, positive labels) of each video up to the day before `timestamp`.
+
+        Args:
+            video_row, timestamp: int64 of one shape (or shapes that broadcast).
+        Returns:
+            two float64 arrays of that shape.
+        """
+        base = np.asarray(video_row, np.int64) * STRIDE
+        first = np.searchsorted(self.key, base)
+        until = np.searchsorted(self.key, base + np.maximum(timestamp, 0) // SECONDS_PER_DAY)
+        return self.events[until] - self.events[first], self.labels[until] - self.labels[first]
+
+    def numbers(
+        self, video_row: Int64, timestamp: Int64 | np.int64, *, label_prior: float | None
+    ) -> dict[str, Float32]:
+        """The point-in-time numbers of videos, not yet encoded; float32, shape of the arguments.
+
+        Args:
+            label_prior: share of positive labels that smooths rates; None without labels.
+        """
+        events, labels = self.before(video_row, timestamp)
+        result = {"video_event_count": events.astype(np.float32)}
+        for name, days in RECENT_DAYS.items():
+            earlier, _ = self.before(video_row, timestamp - days * SECONDS_PER_DAY)
+            result[name] = (events - earlier).astype(np.float32)
+        if label_prior is not None:
+            result["video_label_rate"] = smoothed_rate(labels, events, label_prior)
+        return result
+
+
+class DailyCounter:
+    """Collects events partition by partition."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Int64, Float64, Float64]] = []
+
+    def add(self, video_row: Int64, timestamp: Int64, label: Float64) -> None:
+        key = video_row.astype(np.int64) * STRIDE + timestamp // SECONDS_PER_DAY
+        self._parts.append(_merged(key, np.ones(len(key)), label))
+
+    def finish(self) -> DailyCounts:
+        columns = zip((np.zeros(0, np.int64), np.zeros(0), np.zeros(0)), *self._parts, strict=True)
+        key, events, labels = _merged(*(np.concatenate(column) for column in columns))
+        return DailyCounts(key, np.r_[0.0, np.cumsum(events)], np.r_[0.0, np.cumsum(labels)])
+
+
+def _merged(key: Int64, events: Float64, labels: Float64) -> tuple[Int64, Float64, Float64]:
+    """Sums per distinct key, ascending."""
+    unique, inverse = np.unique(key, return_inverse=True)
+    size = len(unique)
+    totals = (np.bincount(inverse, weights, size) for weights in (events, labels))
+    more, positive = (np.asarray(total, np.float64) for total in totals)
+    return unique, more, positive
