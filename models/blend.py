@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from models.metrics import Float32, Float64
 from models.queries import Queries
 
-Float32 = npt.NDArray[np.float32]
 CHOICES = {
     "trend": (0.0, 0.5, 1.0, 1.5),
     "co_watch": (0.0, 0.25, 0.5, 1.0),
@@ -48,9 +47,12 @@ class Parts:
 
     def scores(self, blend: Blend) -> Float32:
         """float32 [n, num_videos + 1]."""
-        offset = blend.trend * self.trend - blend.popularity * self.log_popularity
+        offset: Float32 = (
+            np.float32(blend.trend) * self.trend
+            - np.float32(blend.popularity) * self.log_popularity
+        )
         total = self.learned + np.float32(blend.co_watch) * self.co_watch
-        result: Float32 = total + offset.astype(np.float32)
+        result: Float32 = total + offset
         return result
 
 
@@ -74,12 +76,12 @@ def choose_blend(parts: Parts, queries: Queries) -> tuple[Blend, float]:
     return chosen, recall
 
 
-def _as_good(one: npt.NDArray[np.float64], best: npt.NDArray[np.float64]) -> bool:
+def _as_good(one: Float64, best: Float64) -> bool:
     loss = best - one
     return bool(loss.mean() <= loss.std() / np.sqrt(max(len(loss), 1)))
 
 
-def _judge(parts: Parts, blend: Blend, queries: Queries) -> tuple[npt.NDArray[np.float64], int]:
+def _judge(parts: Parts, blend: Blend, queries: Queries) -> tuple[Float64, int]:
     """(recall@100 per query, distinct videos among the first ten of all queries)."""
     scores = parts.scores(blend)
     scores[:, 0] = -np.inf

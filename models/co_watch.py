@@ -8,33 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+import scipy.sparse as sp
+from scipy.sparse.linalg import svds
 
-Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
+from models.metrics import Float32
+from models.watches import Watches
+
 SECONDS_PER_DAY = 86_400
 TREND_DAYS = (7, 14, 30, 60)
-
-
-@dataclass(frozen=True)
-class Watches:
-    """Training watches, one entry each.
-
-    Attributes:
-        user_row, video_row: int64 [n].
-        timestamp: int64 [n], unix seconds.
-        num_users, num_videos: rows of the tables (row 0 is the unknown user, the padding video).
-    """
-
-    user_row: Int64
-    video_row: Int64
-    timestamp: Int64
-    num_users: int
-    num_videos: int
-
-    def counts(self) -> Int64:
-        """Watches per video row; int64 [num_videos + 1]."""
-        return np.bincount(self.video_row, minlength=self.num_videos + 1).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -62,13 +43,8 @@ def co_watch_vectors(watches: Watches, dim: int) -> CoWatch:
         Vectors of width `dim`; columns beyond the rank of the data are zero.
     Source: Shen et al., How Powerful is Graph Convolution for Recommendation?, CIKM 2021 (GF-CF).
     """
-    import scipy.sparse as sp
-    from scipy.sparse.linalg import svds
-
-    shape = (watches.num_users + 1, watches.num_videos + 1)
-    ones = np.ones(len(watches.user_row), np.float64)
-    matrix = sp.csr_matrix((ones, (watches.user_row, watches.video_row)), shape=shape)
-    matrix.data[:] = 1.0
+    matrix = watches.matrix
+    shape = matrix.shape
     per_user = np.asarray(matrix.sum(axis=1)).ravel() + 1
     per_video = np.asarray(matrix.sum(axis=0)).ravel() + 1
     rank = min(dim, min(shape) - 1)
@@ -85,7 +61,7 @@ def co_watch_vectors(watches: Watches, dim: int) -> CoWatch:
 
 def log_popularity(watches: Watches) -> Float32:
     """log of each video's share of the watches, smoothed; float32 [num_videos + 1]."""
-    counts = watches.counts() + 0.5
+    counts = watches.counts + 0.5
     result: Float32 = np.log(counts / counts.sum()).astype(np.float32)
     return result
 
@@ -101,7 +77,7 @@ def trend(watches: Watches) -> Float32:
         float32 [num_videos + 1]; 0 for videos without watches.
     Source: prior correction for label shift, Saerens et al., Neural Computation 2002.
     """
-    counts = watches.counts().astype(np.float64)
+    counts = watches.counts.astype(np.float64)
     share = counts / max(counts.sum(), 1)
     total = np.zeros(len(counts))
     last = watches.timestamp.max(initial=0)

@@ -9,13 +9,12 @@ from typing import Any, Literal
 import models.compat  # noqa: F401
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from models.blend import MAX_QUERIES, Blend, Parts, choose_blend
-from models.co_watch import Watches, co_watch_vectors, log_popularity, trend
+from models.co_watch import co_watch_vectors, log_popularity, trend
 from models.inputs import FeatureTables, SampleBatches, sample_columns
-from models.metrics import retrieval_metrics, top_k
+from models.metrics import Float32, retrieval_metrics, top_k
 from models.queries import Queries, held_out_queries
 from models.targets import OBJECTIVES, Goal, Targets
 from models.training import Fit, Progress, Setting, gradient_step, load_weights, save_weights
@@ -25,15 +24,13 @@ from models.two_tower import (
     log_draw_probability,
     query_vectors,
 )
+from models.watches import Watches
 from workflow.config import Config
 from workflow.console import Report, no_report
 from workflow.errors import TrainingError
 from workflow.features.encoded import FeatureStore
 from workflow.features.spec import FIRST_VALUE, FeatureSpec
-from workflow.frames import read_frame
 from workflow.run import Run, replaced_folder, write_json
-
-Float32 = npt.NDArray[np.float32]
 
 
 def train_retriever(run: Run, config: Config, report: Report = no_report) -> dict[str, Any]:
@@ -51,7 +48,7 @@ def train_retriever(run: Run, config: Config, report: Report = no_report) -> dic
     tables = FeatureTables(store, FeatureSpec.load(store.root / "spec.json"))
     setting = Setting(store, tables, config, run.checkpoints / "retriever", report)
     valid = _valid_queries(store, tables.spec, config)
-    watches = read_watches(store, tables.spec, ("train",))
+    watches = Watches.read(store, tables.spec, "train")
     searched, progress, summary = _search(setting, watches, valid)
     blend, recall_blended = Blend(), progress.best_score
     if config.retriever.blend:
@@ -60,7 +57,7 @@ def train_retriever(run: Run, config: Config, report: Report = no_report) -> dic
     summary |= {"blend": blend.as_dict(), "valid_recall@100": round(recall_blended, 4)}
     model = searched
     if config.retriever.refit:
-        everything = read_watches(store, tables.spec, ("train", "valid"))
+        everything = Watches.read(store, tables.spec, "train", "valid")
         model, _ = _fit(
             setting, "refit", ("train", "valid"), everything, summary["objective"],
             epochs=progress.best_epoch,
@@ -159,7 +156,7 @@ def _loss(model: TwoTower, setting: Setting, watches: Watches) -> Callable[[Any]
     per_user = np.bincount(watches.user_row, minlength=watches.num_users + 1)
     targets = Targets(setting.store.histories(), per_user)
     draws = settings.batch_size * objective.num_targets
-    counts, uniform = watches.counts(), settings.uniform_negatives
+    counts, uniform = watches.counts, settings.uniform_negatives
     log_q = tf.constant(log_draw_probability(counts, draws, uniform))
 
     def loss_of(batch: Any) -> Any:
@@ -174,18 +171,6 @@ def _loss(model: TwoTower, setting: Setting, watches: Watches) -> Callable[[Any]
         return model.loss(tables.query(batch), tables.candidate(distinct), position, correction)
 
     return loss_of
-
-
-def read_watches(store: FeatureStore, spec: FeatureSpec, parts: tuple[str, ...]) -> Watches:
-    """All watches of the given parts."""
-    columns = ["user_row", "video_row", "timestamp", "watched"]
-    frames = [read_frame(path, columns=columns) for path in store.samples(*parts)]
-    kept = [frame[frame["watched"] == 1] for frame in frames]
-    user, video, time = (
-        np.concatenate([np.zeros(0, np.int64), *(f[name].to_numpy(np.int64) for f in kept)])
-        for name in columns[:3]
-    )
-    return Watches(user, video, time, spec.num_users, spec.num_videos)
 
 
 def by_video_index(values: Float32, tables: FeatureTables) -> Float32:

@@ -15,8 +15,8 @@ from scipy import linalg
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
-from models.evaluation.watches import Watches
 from models.metrics import Float32
+from models.watches import Watches
 
 SECONDS_PER_DAY = 86_400
 MAX_EASE_VIDEOS = 10_000  # its time grows with the cube: a minute per fit and 1.6 GB at this size
@@ -200,7 +200,7 @@ def candidates() -> dict[str, list[Baseline]]:
             ItemKNN(neighbours, saturation, length_norm)
             for neighbours in (50, 100, 200)
             for saturation in (0.3, 1.2, 5.0)
-            for length_norm in (0.5, 1.0)
+            for length_norm in (0.5, 0.75, 1.0)
         ],
         "ease": [EASE(strength) for strength in (30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)],
         "ials": [

@@ -24,8 +24,8 @@ from models.evaluation.results import Values, arrays, summarise
 from models.evaluation.retrieval import Bench, segment_means, stacked
 from models.evaluation.trees import Trees, read_events
 from models.evaluation.tuning import baseline_scorer, best_on_validation
-from models.evaluation.watches import Catalogue, Watches
 from models.queries import Queries, held_out_queries, rolling_queries
+from models.watches import Catalogue, Watches
 from workflow.console import Report, no_report
 from workflow.errors import DataError
 from workflow.run import Run, write_bytes, write_json

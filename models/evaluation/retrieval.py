@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.evaluation.watches import VIDEO_SEGMENTS, Catalogue
 from models.metrics import Float64, Int64, Scorer, hits, ranking_metrics, top_lists
 from models.queries import Queries
+from models.watches import VIDEO_SEGMENTS, Catalogue
 
 LIST_LENGTH = 500
 USER_SEGMENTS = ("new", "light", "heavy")

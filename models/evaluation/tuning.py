@@ -8,9 +8,9 @@ from copy import copy
 import numpy as np
 
 from models.evaluation.baselines import Baseline
-from models.evaluation.watches import Watches, history_matrix
 from models.metrics import Scorer, ranking_metrics, top_lists
 from models.queries import Queries
+from models.watches import Watches, history_matrix
 
 
 def best_on_validation(candidates: Sequence[Baseline], train: Watches, valid: Queries) -> Baseline:

@@ -7,9 +7,9 @@ import pytest
 
 from models.evaluation.end_to_end import Served, end_to_end, ranked_lists
 from models.evaluation.retrieval import Bench, stacked
-from models.evaluation.watches import Catalogue
 from models.metrics import Lists
 from models.queries import Queries
+from models.watches import Catalogue
 
 NUM_USERS = 40
 
