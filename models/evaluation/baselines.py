@@ -200,7 +200,7 @@ def candidates() -> dict[str, list[Baseline]]:
             ItemKNN(neighbours, saturation, length_norm)
             for neighbours in (50, 100, 200)
             for saturation in (0.3, 1.2, 5.0)
-            for length_norm in (0.5, 0.75, 1.0)
+            for length_norm in (0.5, 1.0)
         ],
         "ease": [EASE(strength) for strength in (30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)],
         "ials": [
