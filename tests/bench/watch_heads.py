@@ -118,12 +118,16 @@ class OrdinalInGroups(WatchTime):
         width = tf.maximum(most - least, 1e-6)
         return tf.clip_by_value((most[:, None] - LEVELS) / width[:, None], 0.0, 1.0)
 
-    def decode(self, outputs: Array, duration_s: Array) -> tuple[Array, Array]:
+    def passed(self, outputs: Array) -> Array:
+        """Probability of passing each threshold, [n, NUM_BINS + 1], falling from 1 to 0."""
         falls = np.logaddexp(0, outputs[:, 1:] + self.FALL)
         first = outputs[:, :1] + PRIOR[0]
         logits = np.concatenate([first, first - np.cumsum(falls, axis=1)], axis=1)
-        passed = np.exp(-np.logaddexp(0, -logits))
-        passed = np.pad(passed, [(0, 0), (1, 1)], constant_values=((0, 0), (1, 0)))
+        inner = np.exp(-np.logaddexp(0, -logits))
+        return np.pad(inner, [(0, 0), (1, 1)], constant_values=((0, 0), (1, 0)))
+
+    def decode(self, outputs: Array, duration_s: Array) -> tuple[Array, Array]:
+        passed = self.passed(outputs)
         fall = np.maximum(passed[:, :-1] - passed[:, 1:], 1e-6)
         thresholds = self.groups.thresholds(duration_s)
         before_median = np.clip((passed[:, :-1] - 0.5) / fall, 0, 1)
