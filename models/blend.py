@@ -6,13 +6,12 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from models.metrics import Float32, Float64
+from models.metrics import Float32, Float64, ranking_metrics, top_lists
 from models.queries import Queries
 
 CHOICES = {
-    "trend": (0.0, 0.5, 1.0, 1.5),
-    "co_watch": (0.0, 0.25, 0.5, 1.0),
-    "popularity": (0.0, 0.1, 0.2),
+    "trend": (0.0, 0.5, 1.0, 1.5, 2.0),
+    "popularity": (-0.1, 0.0, 0.1),
 }
 MAX_QUERIES = 1_000  # so that the choice costs seconds
 DEPTH, SHOWN = 100, 10
@@ -20,10 +19,10 @@ DEPTH, SHOWN = 100, 10
 
 @dataclass(frozen=True)
 class Blend:
-    """Weights: of the trend, of the co-watch score, and of log popularity (subtracted)."""
+    """Weights: of the co-watch score, of the trend, and of log popularity (subtracted)."""
 
-    trend: float = 0.0
     co_watch: float = 0.0
+    trend: float = 0.0
     popularity: float = 0.0
 
     def as_dict(self) -> dict[str, float]:
@@ -56,24 +55,23 @@ class Parts:
         return result
 
 
-def choose_blend(parts: Parts, queries: Queries) -> tuple[Blend, float]:
-    """(blend, its recall@100 on `queries`).
+def choose_blend(parts: Parts, queries: Queries, co_watch: float) -> Blend:
+    """Trend and popularity weights for a given weight of the co-watch score.
 
-    One weight after another, twice: among the values whose recall is within one standard error of
-    the best, the one that shows the most different videos.
+    One weight after the other, twice: among the values whose quality (mean of recall@100 and
+    NDCG@10) is within one standard error of the best, the one that shows the most videos.
 
     Source: the one-standard-error rule, Breiman et al., Classification and Regression Trees, 1984.
     """
-    chosen, recall = Blend(), 0.0
+    chosen = Blend(co_watch)
     for _ in range(2):
         for name, values in CHOICES.items():
             tried = [replace(chosen, **{name: value}) for value in values]
-            recalls, shown = zip(*(_judge(parts, blend, queries) for blend in tried), strict=True)
-            best = int(np.argmax([r.mean() for r in recalls]))
-            near = [i for i, r in enumerate(recalls) if _as_good(r, recalls[best])]
-            pick = max(near, key=lambda i: (shown[i], recalls[i].mean()))
-            chosen, recall = tried[pick], float(recalls[pick].mean())
-    return chosen, recall
+            quality, shown = zip(*(_judge(parts, blend, queries) for blend in tried), strict=True)
+            best = int(np.argmax([one.mean() for one in quality]))
+            near = [i for i, one in enumerate(quality) if _as_good(one, quality[best])]
+            chosen = tried[max(near, key=lambda i: (shown[i], quality[i].mean()))]
+    return chosen
 
 
 def _as_good(one: Float64, best: Float64) -> bool:
@@ -82,14 +80,8 @@ def _as_good(one: Float64, best: Float64) -> bool:
 
 
 def _judge(parts: Parts, blend: Blend, queries: Queries) -> tuple[Float64, int]:
-    """(recall@100 per query, distinct videos among the first ten of all queries)."""
+    """(quality per query, distinct videos among the first ten of all queries)."""
     scores = parts.scores(blend)
-    scores[:, 0] = -np.inf
-    depth = min(DEPTH, scores.shape[1] - 1)
-    recall, seen = np.zeros(len(queries)), []
-    for i, row in enumerate(scores):
-        row[queries.excluded[i]] = -np.inf
-        top = np.argpartition(-row, depth - 1)[:depth]
-        recall[i] = np.isin(top, queries.relevant[i]).sum() / len(queries.relevant[i])
-        seen.append(top[np.argsort(-row[top])[:SHOWN]])
-    return recall, len(np.unique(np.concatenate(seen)))
+    lists = top_lists(lambda at: scores[at], scores.shape[1], queries.excluded, DEPTH)
+    values = ranking_metrics(lists, queries.relevant)
+    return (values["recall@100"] + values["ndcg@10"]) / 2, len(np.unique(lists[:, :SHOWN]))

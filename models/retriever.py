@@ -50,11 +50,12 @@ def train_retriever(run: Run, config: Config, report: Report = no_report) -> dic
     valid = _valid_queries(store, tables.spec, config)
     watches = Watches.read(store, tables.spec, "train")
     searched, progress, summary = _search(setting, watches, valid)
-    blend, recall_blended = Blend(), progress.best_score
+    blend = Blend()
     if config.retriever.blend:
-        blend, recall_blended = _choose_blend(searched, setting, watches, valid)
+        blend = _choose_blend(searched, setting, watches, valid)
         fill_fixed(searched, tables, watches, blend)
-    summary |= {"blend": blend.as_dict(), "valid_recall@100": round(recall_blended, 4)}
+    blended = recall(searched, tables, valid)
+    summary |= {"blend": blend.as_dict(), "valid_recall@100": round(blended, 4)}
     model = searched
     if config.retriever.refit:
         everything = Watches.read(store, tables.spec, "train", "valid")
@@ -185,9 +186,7 @@ def by_video_index(values: Float32, tables: FeatureTables) -> Float32:
     return result
 
 
-def _choose_blend(
-    model: TwoTower, setting: Setting, watches: Watches, valid: Queries
-) -> tuple[Blend, float]:
+def _choose_blend(model: TwoTower, setting: Setting, watches: Watches, valid: Queries) -> Blend:
     """The blend that validation prefers, with each part's scores computed once."""
     queries = valid.sample(MAX_QUERIES, setting.config.seed)
     fill_fixed(model, setting.tables, watches, Blend(co_watch=1.0))
@@ -197,7 +196,7 @@ def _choose_blend(
     together = vectors @ candidates.T
     co_watch = vectors[:, learned:-1] @ candidates[:, learned:-1].T
     parts = Parts(together - co_watch, co_watch, trend(watches), log_popularity(watches))
-    return choose_blend(parts, queries)
+    return choose_blend(parts, queries, setting.config.retriever.co_watch_weight)
 
 
 def fill_fixed(model: TwoTower, tables: FeatureTables, watches: Watches, blend: Blend) -> None:

@@ -89,7 +89,8 @@ class RetrieverConfig(TrainConfig):
     logq_correction: bool = True
     uniform_negatives: int = Field(0, ge=0)  # per batch, besides the batch's own videos
     co_watch_dim: int = Field(64, ge=1)
-    blend: bool = True  # add co-watch vectors and the recent trend, as validation says
+    co_watch_weight: float = Field(0.25, ge=0)  # of the co-watch score, for more various lists
+    blend: bool = True  # add co-watch vectors and, as validation says, trend and popularity
     max_valid_users: int = Field(5_000, ge=1)
 
 
