@@ -71,22 +71,6 @@ def split_kinds(features: tuple[Feature, ...]) -> tuple[tuple[Feature, ...], tup
     return categorical, tuple(f for f in features if f.kind == "continuous")
 
 
-def tower(features: tuple[Feature, ...], embedding_dim: int, layers: tuple[int, ...]) -> Any:
-    """A query or candidate tower as a Merlin Encoder.
-
-    Returns:
-        merlin.models.tf.Encoder: {feature: [batch, 1 or length]} -> float32 [batch, layers[-1]].
-    """
-    categorical, _ = split_kinds(features)
-    inputs = mm.InputBlockV2(
-        merlin_schema(features),
-        categorical=embedding_tables(categorical, tower_dims(categorical, embedding_dim)),
-    )
-    return mm.Encoder(
-        inputs, mm.MLPBlock(list(layers), no_activation_last_layer=True), prep_features=False
-    )
-
-
 def drop_ids(features: dict[str, Any], names: tuple[str, ...], rate: float) -> dict[str, Any]:
     """Replace some ids by "out of vocabulary", so that unknown ones work from other features.
 

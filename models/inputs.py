@@ -7,6 +7,7 @@ arrays, so training reads exactly the values that serving reads.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ class FeatureTables:
         if histories.label is not None:
             self._liked = tf.constant(np.r_[histories.label, np.int8(0)])
         self._start = tf.constant(histories.start)
+
+    @property
+    def video_index(self) -> Any:
+        """Vocabulary index by video row; int32 [num_videos + 1]."""
+        return self._video["video_index"]
 
     def query(self, batch: Tensors) -> Tensors:
         """Query tower inputs of a batch: int32/float32 [batch, 1] or int32 [batch, length]."""
@@ -186,6 +192,7 @@ class SampleBatches:
         batch_size: samples per batch; the last batch may be smaller.
         watched_only: leave out exposures that were not watched.
         shuffle: mix the rows anew in each epoch.
+        max_rows: end an epoch after about so many rows; None: after all.
 
     Iterating yields column name -> tensor [batch], in the file's dtype.
     """
@@ -198,6 +205,7 @@ class SampleBatches:
         *,
         watched_only: bool = False,
         shuffle: bool = False,
+        max_rows: int | None = None,
     ) -> None:
         import merlin.models.tf as mm
         from merlin.io import Dataset
@@ -208,13 +216,15 @@ class SampleBatches:
             frame = data.to_ddf()
             data = Dataset(frame[frame["watched"] == 1], schema=data.schema)
         self._loader = mm.Loader(data, batch_size=batch_size, shuffle=shuffle, schema=schema)
+        self._limit = None if max_rows is None else max(max_rows // batch_size, 1)
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._loader) if self._limit is None else min(self._limit, len(self._loader))
 
     def __iter__(self) -> Iterator[Tensors]:
-        for batch, _ in self._loader:
+        for batch, _ in islice(self._loader, len(self)):
             yield batch
+        self._loader.stop()
 
 
 def sample_columns(spec: FeatureSpec, *, ranker: bool) -> list[str]:

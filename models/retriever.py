@@ -3,52 +3,67 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from typing import Any, Literal
 
 import models.compat  # noqa: F401
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
+from models.blend import MAX_QUERIES, Blend, Parts, choose_blend
+from models.co_watch import co_watch_vectors, log_popularity, trend
 from models.inputs import FeatureTables, SampleBatches, sample_columns
-from models.metrics import retrieval_metrics, top_k
+from models.metrics import Float32, retrieval_metrics, top_k
 from models.queries import Queries, held_out_queries
+from models.targets import OBJECTIVES, Goal, Targets
 from models.training import Fit, Progress, Setting, gradient_step, load_weights, save_weights
 from models.two_tower import (
     TwoTower,
     candidate_vectors,
-    log_sampling_probability,
+    log_draw_probability,
     query_vectors,
 )
+from models.watches import Watches
 from workflow.config import Config
 from workflow.console import Report, no_report
 from workflow.errors import TrainingError
 from workflow.features.encoded import FeatureStore
-from workflow.features.spec import FeatureSpec
-from workflow.frames import read_frame
+from workflow.features.spec import FIRST_VALUE, FeatureSpec
 from workflow.run import Run, replaced_folder, write_json
 
 
 def train_retriever(run: Run, config: Config, report: Report = no_report) -> dict[str, Any]:
-    """Train with early stopping on validation recall@100, then refit on train + validation.
+    """Try the objectives on the training part, keep the best, then refit on train + validation.
 
-    Writes weights.npz, candidate_vectors.npy and report.json into the run's retriever folder.
+    Training stops early on validation recall@100. The blend (models/blend.py) is chosen on the
+    same queries. Writes weights.npz, candidate_vectors.npy, the same of the search phase with the
+    prefix "search_" (which has not seen the validation part), and report.json.
 
     Returns:
-        {"epochs", "valid_recall@100", "rows_per_s", "scores"}.
+        {"objective", "epochs", "valid_recall@100", "rows_per_s", "blend", "tried"}.
     """
     tf.keras.utils.set_random_seed(config.seed)
     store = FeatureStore(run)
-    spec = FeatureSpec.load(store.root / "spec.json")
-    tables = FeatureTables(store, spec)
+    tables = FeatureTables(store, FeatureSpec.load(store.root / "spec.json"))
     setting = Setting(store, tables, config, run.checkpoints / "retriever", report)
-    valid = _valid_queries(store, spec, config)
-    model, progress = _fit(setting, "search", ("train",), valid=valid)
-    searched = model
+    valid = _valid_queries(store, tables.spec, config)
+    watches = Watches.read(store, tables.spec, "train")
+    searched, progress, summary = _search(setting, watches, valid)
+    blend = Blend()
+    if config.retriever.blend:
+        blend = _choose_blend(searched, setting, watches, valid)
+        fill_fixed(searched, tables, watches, blend)
+    blended = recall(searched, tables, valid)
+    summary |= {"blend": blend.as_dict(), "valid_recall@100": round(blended, 4)}
+    model = searched
     if config.retriever.refit:
-        model, _ = _fit(setting, "refit", ("train", "valid"), epochs=progress.best_epoch)
-    summary = progress.summary("valid_recall@100")
+        everything = Watches.read(store, tables.spec, "train", "valid")
+        model, _ = _fit(
+            setting, "refit", ("train", "valid"), everything, summary["objective"],
+            epochs=progress.best_epoch,
+        )  # fmt: skip
+        fill_fixed(model, tables, everything, blend)
     with replaced_folder(run.retriever) as target:
         for prefix, one in (("", model), ("search_", searched)):
             save_weights(one, target / f"{prefix}weights.npz")
@@ -58,69 +73,138 @@ def train_retriever(run: Run, config: Config, report: Report = no_report) -> dic
     return summary
 
 
+RACE_EPOCHS = 2  # of every objective; only the better one is trained to its end
+
+
+def _search(
+    setting: Setting, watches: Watches, valid: Queries
+) -> tuple[TwoTower, Progress, dict[str, Any]]:
+    """The best of the configured objectives: (model, its progress, what to report)."""
+    goals = setting.config.retriever.objectives
+    tried: dict[Goal, float] = {}
+    if len(goals) > 1:
+        for goal in goals:
+            _, progress = _fit(
+                setting, f"search {goal}", ("train",), watches, goal, valid=valid,
+                epochs=RACE_EPOCHS,
+            )  # fmt: skip
+            tried[goal] = round(progress.best_score, 4)
+    goal = max(goals, key=lambda goal: tried.get(goal, 0.0))
+    # Continues from the checkpoints of the race.
+    model, progress = _fit(setting, f"search {goal}", ("train",), watches, goal, valid=valid)
+    summary = progress.summary("valid_recall@100")
+    return model, progress, summary | {"objective": goal, "tried": tried}
+
+
 def _valid_queries(store: FeatureStore, spec: FeatureSpec, config: Config) -> Queries:
-    columns = sample_columns(spec, ranker=False)
-    queries = held_out_queries(store, "valid", columns)
+    queries = held_out_queries(store, "valid", sample_columns(spec, ranker=False))
     if len(queries) == 0:
         raise TrainingError(
             "no user has a new watch in the validation part",
             expected="watches in the last part of the log",
             next_step="use more data, or raise split.valid_fraction",
         )
-    chosen = np.random.default_rng(config.seed).permutation(len(queries))
-    return queries.take(np.sort(chosen[: config.retriever.max_valid_users]))
+    return queries.sample(config.retriever.max_valid_users, config.seed)
 
 
 def _fit(
     setting: Setting,
     name: str,
     parts: tuple[str, ...],
+    watches: Watches,
+    goal: Goal,
     *,
     valid: Queries | None = None,
     epochs: int | None = None,
 ) -> tuple[TwoTower, Progress]:
-    """Train on `parts`: with `valid` until its recall stops rising, else for `epochs` epochs."""
+    """Train on `parts` for at most `epochs` epochs, with `valid` until its recall stops rising.
+
+    The learning rate falls linearly over `max_epochs`, also where training ends before them.
+    """
     store, tables, config = setting.store, setting.tables, setting.config
     settings = config.retriever
-    counts = watch_counts(store, tables.spec, parts)
-    model = build_two_tower(tables, config, log_sampling_probability(counts))
-    optimizer = tf.keras.optimizers.Adam(settings.learning_rate)
-
-    def loss_of(batch: Any) -> Any:
-        rows = batch["video_row"]
-        return model.loss(tables.query(batch), tables.candidate(rows), rows)
-
+    model = build_two_tower(tables, config, goal)
+    co_watch = co_watch_vectors(watches, settings.embedding_dim)
+    model.start_from(by_video_index(co_watch.history, tables))
     batches = SampleBatches(
         store.samples(*parts),
         sample_columns(tables.spec, ranker=False),
         settings.batch_size,
         watched_only=True,
         shuffle=True,
+        max_rows=settings.max_rows_per_epoch,
     )
+    decay = tf.keras.optimizers.schedules.PolynomialDecay(
+        settings.learning_rate, max(settings.max_epochs * len(batches), 1), 0.0
+    )
+    optimizer = tf.keras.optimizers.Adam(decay)
     fit = Fit(
         model=model,
         optimizer=optimizer,
-        step=gradient_step(model, optimizer, loss_of),
+        step=gradient_step(model, optimizer, _loss(model, setting, watches)),
         batches=batches,
         validate=None if valid is None else lambda: recall(model, tables, valid),
-        checkpoints=setting.checkpoints / name,
+        checkpoints=setting.checkpoints / name.replace(" ", "_"),
         max_epochs=epochs or settings.max_epochs,
         patience=settings.patience,
     )
     return model, fit.run(setting.report, f"retriever {name}")
 
 
-def watch_counts(
-    store: FeatureStore, spec: FeatureSpec, parts: tuple[str, ...]
-) -> npt.NDArray[np.int64]:
-    """Watches per video row in the given parts; int64 [num_videos + 1]."""
+def _loss(model: TwoTower, setting: Setting, watches: Watches) -> Callable[[Any], Any]:
+    """batch of samples -> loss over the distinct videos that the batch drew."""
+    tables, settings, objective = setting.tables, setting.config.retriever, model.objective
+    per_user = np.bincount(watches.user_row, minlength=watches.num_users + 1)
+    targets = Targets(setting.store.histories(), per_user)
+    draws = settings.batch_size * objective.num_targets
+    counts, uniform = watches.counts, settings.uniform_negatives
+    log_q = tf.constant(log_draw_probability(counts, draws, uniform))
 
-    counts = np.zeros(spec.num_videos + 1, np.int64)
-    for path in store.samples(*parts):
-        frame = read_frame(path, columns=["video_row", "watched"])
-        rows = frame["video_row"].to_numpy()[frame["watched"].to_numpy() == 1]
-        counts += np.bincount(rows, minlength=len(counts))
-    return counts
+    def loss_of(batch: Any) -> Any:
+        drawn = targets.draw(batch, objective)
+        rows = tf.reshape(drawn, [-1])
+        if uniform:
+            more = tf.random.uniform([uniform], 1, watches.num_videos + 1, rows.dtype)
+            rows = tf.concat([rows, more], axis=0)
+        distinct, place = tf.unique(rows)
+        position = tf.reshape(place[: tf.size(drawn)], tf.shape(drawn))
+        correction = tf.gather(log_q, distinct) if settings.logq_correction else None
+        return model.loss(tables.query(batch), tables.candidate(distinct), position, correction)
+
+    return loss_of
+
+
+def by_video_index(values: Float32, tables: FeatureTables) -> Float32:
+    """[num_videos + 1, dim] by video_row -> [cardinality, dim] by video_index.
+
+    Videos that share the out-of-vocabulary index get zeros.
+    """
+    index = np.asarray(tables.video_index)
+    result = np.zeros((tables.spec["video_index"].cardinality, values.shape[1]), np.float32)
+    known = index >= FIRST_VALUE
+    result[index[known]] = values[known]
+    return result
+
+
+def _choose_blend(model: TwoTower, setting: Setting, watches: Watches, valid: Queries) -> Blend:
+    """The blend that validation prefers, with each part's scores computed once."""
+    queries = valid.sample(MAX_QUERIES, setting.config.seed)
+    fill_fixed(model, setting.tables, watches, Blend(co_watch=1.0))
+    vectors = query_vectors(model, setting.tables, queries.samples)
+    candidates = candidate_vectors(model, setting.tables)
+    learned = setting.config.retriever.embedding_dim
+    together = vectors @ candidates.T
+    co_watch = vectors[:, learned:-1] @ candidates[:, learned:-1].T
+    parts = Parts(together - co_watch, co_watch, trend(watches), log_popularity(watches))
+    return choose_blend(parts, queries, setting.config.retriever.co_watch_weight)
+
+
+def fill_fixed(model: TwoTower, tables: FeatureTables, watches: Watches, blend: Blend) -> None:
+    """Set the weights that are computed from the log: co-watch vectors, trend, popularity."""
+    vectors = co_watch_vectors(watches, model.config.co_watch_dim)
+    model.co_history.assign(by_video_index(vectors.history, tables))
+    model.co_video.assign(by_video_index(vectors.video * np.float32(blend.co_watch), tables))
+    model.offset.assign(blend.trend * trend(watches) - blend.popularity * log_popularity(watches))
 
 
 def recall(model: TwoTower, tables: FeatureTables, queries: Queries) -> float:
@@ -134,16 +218,15 @@ def recall(model: TwoTower, tables: FeatureTables, queries: Queries) -> float:
     return retrieval_metrics(found, queries.relevant, tables.spec.num_videos)["recall@100"]
 
 
-def build_two_tower(
-    tables: FeatureTables, config: Config, log_q: npt.NDArray[np.float32] | None = None
-) -> TwoTower:
+def build_two_tower(tables: FeatureTables, config: Config, goal: Goal = "next") -> TwoTower:
     """A built model with fresh weights."""
     spec = tables.spec
-    zeros = np.zeros(spec.num_videos + 1, np.float32)
-    model = TwoTower(spec, config.retriever, zeros if log_q is None else log_q)
+    model = TwoTower(spec, config.retriever, OBJECTIVES[goal])
+    model.videos({"video_index": tf.zeros([1, 1], tf.int32)})
     one = {name: tf.zeros([1], tf.int32) for name in sample_columns(spec, ranker=False)}
     model.query(tables.query(one))
-    model.candidate(tables.candidate(tf.zeros([1], tf.int32)))
+    rows = tf.zeros([1], tf.int32)
+    model.candidate(tables.candidate(rows), rows)
     return model
 
 

@@ -167,13 +167,29 @@ def gradient_step(
         with tf.GradientTape() as tape:
             loss = loss_of(batch)
         variables = model.trainable_variables
-        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        gradients = [_dense(gradient) for gradient in tape.gradient(loss, variables)]
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return loss
 
     def call(batch: Any) -> Any:
         return step(batch)
 
     return call
+
+
+SPARSE_FROM_ROWS = 200_000
+
+
+def _rows(gradient: Any) -> int:
+    rows = tf.get_static_value(gradient.dense_shape)
+    return SPARSE_FROM_ROWS if rows is None else int(rows[0])
+
+
+def _dense(gradient: Any) -> Any:
+    """Rows looked up often are cheaper to add up once than to sort, as Adam does with slices."""
+    if isinstance(gradient, tf.IndexedSlices) and _rows(gradient) < SPARSE_FROM_ROWS:
+        return tf.convert_to_tensor(gradient)
+    return gradient
 
 
 def save_weights(model: Any, path: Path) -> None:

@@ -1,4 +1,10 @@
-"""The retriever: a query tower and a candidate tower trained with in-batch sampled softmax."""
+"""The retriever: two towers, and what the log says without training, in one inner product.
+
+    score(query, video) = learned query · learned video + bias
+                        + co-watch query · co-watch video + offset
+
+The query vector is [learned, co-watch, 1], the candidate vector [learned, co-watch, bias + offset].
+"""
 
 from __future__ import annotations
 
@@ -10,95 +16,135 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from models.blocks import drop_ids, tower
+from models.blocks import drop_ids
 from models.inputs import FeatureTables, Tensors
+from models.targets import Objective
+from models.towers import CandidateTower, QueryTower, masked_mean, video_table
 from workflow.config import RetrieverConfig
 from workflow.features.spec import FeatureSpec
 
-SCORE_BATCH = 8192
+SCORE_BATCH = 4096
 
 
 class TwoTower(tf.keras.Model):
-    """Two Merlin encoders whose L2-normalised outputs are compared by inner product.
+    """Query and candidate tower over one table of videos.
 
-    Args:
-        spec: the fitted schema; decides which features each tower reads.
-        config: sizes, temperature and regularisation.
-        log_q: float32 [num_videos + 1], log of each video's share of training watches.
+    Weights that are computed and not trained: `co_history` and `co_video` float32 [cardinality,
+    co_watch_dim] by video_index, `offset` float32 [num_videos + 1] by video_row.
     """
 
-    def __init__(
-        self, spec: FeatureSpec, config: RetrieverConfig, log_q: npt.NDArray[np.float32]
-    ) -> None:
+    def __init__(self, spec: FeatureSpec, config: RetrieverConfig, objective: Objective) -> None:
         super().__init__()
-        self.config = config
-        self.query_tower = tower(spec.query(), config.embedding_dim, config.tower_layers)
-        self.candidate_tower = tower(spec.candidate(), config.embedding_dim, config.tower_layers)
-        self.log_q = tf.constant(log_q)
+        self.config, self.objective = config, objective
+        self.videos = video_table(spec, config.embedding_dim)
+        self.query_tower = QueryTower(spec, config, self.videos)
+        self.query_tower.dropout = objective.dropout
+        self.query_tower.history_dropout = objective.history_dropout
+        self.candidate_tower = CandidateTower(spec, config, self.videos)
+        fixed = {"initializer": "zeros", "trainable": False}
+        shape = (spec["video_index"].cardinality, config.co_watch_dim)
+        self.co_history = self.add_weight("co_history", shape, **fixed)
+        self.co_video = self.add_weight("co_video", shape, **fixed)
+        self.offset = self.add_weight("offset", (spec.num_videos + 1,), **fixed)
 
     def query(self, features: Tensors) -> Any:
-        """float32 [batch, dim], rows of length 1."""
-        return tf.math.l2_normalize(self.query_tower(features), axis=-1)
+        """Query vectors; float32 [batch, output_dim(config)]."""
+        learned = self.query_tower(features)
+        ones = tf.ones_like(learned[:, :1])
+        return tf.concat([learned, self.co_watch_query(features["long_history"]), ones], axis=-1)
 
-    def candidate(self, features: Tensors) -> Any:
-        """float32 [batch, dim], rows of length 1."""
-        return tf.math.l2_normalize(self.candidate_tower(features), axis=-1)
+    def co_watch_query(self, profile: Any) -> Any:
+        """The co-watch part of the query vector; float32 [batch, co_watch_dim]."""
+        mask = tf.cast(profile > 0, tf.float32)
+        count = tf.reduce_sum(mask, axis=1, keepdims=True)
+        mean = masked_mean(tf.gather(self.co_history, profile), mask)
+        return mean * count / tf.sqrt(count + 1.0)
 
-    def loss(self, query: Tensors, candidate: Tensors, video_row: Any) -> Any:
-        """Mean in-batch softmax loss of a batch of watches; scalar."""
+    def candidate(self, features: Tensors, video_row: Any) -> Any:
+        """Candidate vectors; float32 [n, output_dim(config)]."""
+        learned, bias = self.candidate_tower(features)
+        co_watch = tf.gather(self.co_video, features["video_index"][:, 0])
+        last = bias + tf.gather(self.offset, video_row)
+        return tf.concat([learned, co_watch, last[:, None]], axis=-1)
+
+    def loss(self, query: Tensors, candidate: Tensors, position: Any, log_q: Any) -> Any:
+        """Mean sampled-softmax loss of the learned part.
+
+        Args:
+            query: query features, [batch, ...].
+            candidate: features of the distinct videos that the batch drew, [n, ...].
+            position: int [batch, targets], where each target stands among them.
+            log_q: float32 [n], log probability that a batch draws the video; None: no correction.
+        """
         rate = self.config.id_dropout
-        queries = self.query(drop_ids(query, ("user_index",), rate))
-        candidates = self.candidate(drop_ids(candidate, ("video_index",), rate))
-        return in_batch_softmax(
-            queries,
-            candidates,
-            video_row,
-            tf.gather(self.log_q, video_row) if self.config.logq_correction else None,
-            self.config.temperature,
-        )
+        queries = self.query_tower(drop_ids(query, ("user_index",), rate), training=True)
+        learned, bias = self.candidate_tower(drop_ids(candidate, ("video_index",), rate))
+        logits = tf.matmul(queries, learned, transpose_b=True) + bias
+        weights = self.objective.weights()
+        return sampled_softmax(logits, position, weights, log_q)
+
+    def start_from(self, vectors: npt.NDArray[np.float32]) -> None:
+        """Begin with closed-form vectors as embeddings: rows of one length, zero rows as they are.
+
+        Args:
+            vectors: float32 [cardinality, any width up to embedding_dim].
+        """
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        table = self.videos.table.embeddings
+        start = table.numpy()
+        start[:, : vectors.shape[1]] += 0.4 * vectors / np.maximum(length, 1e-6)
+        table.assign(start)
 
 
-def in_batch_softmax(
-    queries: Any, candidates: Any, video_row: Any, log_q: Any | None, temperature: float
-) -> Any:
-    """Softmax over the batch's own videos, corrected for how often each is drawn.
+def output_dim(config: RetrieverConfig) -> int:
+    """Width of query and candidate vectors."""
+    return config.embedding_dim + config.co_watch_dim + 1
+
+
+def sampled_softmax(logits: Any, position: Any, weights: Any, log_q: Any | None) -> Any:
+    """Softmax over the distinct videos that a batch drew, with several targets a query.
+
+    Each distinct video is one column however often it was drawn, so the correction subtracts the
+    log of its probability to be drawn at all.
 
     Args:
-        queries, candidates: float32 [batch, dim]; row i of both belongs to watch i.
-        video_row: int [batch]; another watch of the same video is not a negative.
-        log_q: float32 [batch], log sampling probability of each candidate, or None.
-        temperature: divides the inner products.
+        logits: float32 [batch, n].
+        position: int [batch, targets], columns of the query's targets.
+        weights: float32 [targets], summing to 1.
+        log_q: float32 [n] or None.
     Returns:
-        float32 scalar.
-    Source: Yi et al., Sampling-Bias-Corrected Neural Modeling, RecSys 2019.
+        float32 scalar: mean of -sum(weight · log softmax).
+    Source: Yi et al., Sampling-Bias-Corrected Neural Modeling, RecSys 2019; Pancha et al.,
+        PinnerFormer, KDD 2022 (several future targets).
     """
-    logits = tf.matmul(queries, candidates, transpose_b=True) / temperature
     if log_q is not None:
-        logits -= log_q[None, :]
-    same = tf.equal(video_row[:, None], video_row[None, :])
-    batch = tf.shape(logits)[0]
-    accidental = tf.logical_and(same, tf.logical_not(tf.eye(batch, dtype=tf.bool)))
-    logits = tf.where(accidental, tf.constant(-1e9, logits.dtype), logits)
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.range(batch), logits)
-    return tf.reduce_mean(losses)
+        logits -= log_q
+    targets = tf.gather(logits, position, batch_dims=1)
+    return tf.reduce_mean(tf.reduce_logsumexp(logits, axis=1) - tf.linalg.matvec(targets, weights))
 
 
-def log_sampling_probability(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """log(count / total) per video; unseen videos count as one watch.
+def log_draw_probability(
+    counts: npt.NDArray[np.int64], draws: int, uniform_draws: int
+) -> npt.NDArray[np.float32]:
+    """log of the probability that a batch holds a video.
 
     Args:
-        counts: int64 [num_videos + 1] training watches.
+        counts: int64 [num_videos + 1] training watches; unseen videos count as one.
+        draws: targets in a batch, drawn by popularity.
+        uniform_draws: further negatives, drawn uniformly.
     Returns:
         float32 [num_videos + 1].
     """
     share = np.maximum(counts, 1) / max(int(counts.sum()), 1)
-    result: npt.NDArray[np.float32] = np.log(share).astype(np.float32)
+    missing = draws * np.log1p(-np.minimum(share, 1 - 1e-9))
+    missing += uniform_draws * np.log1p(-1 / max(len(counts) - 1, 2))
+    result: npt.NDArray[np.float32] = np.log(-np.expm1(missing)).astype(np.float32)
     return result
 
 
 def candidate_vectors(model: TwoTower, tables: FeatureTables) -> npt.NDArray[np.float32]:
-    """Embeddings of the whole catalogue; float32 [num_videos + 1, dim], row 0 is zero."""
-    encode = tf.function(lambda rows: model.candidate(tables.candidate(rows)))
+    """Vectors of the whole catalogue; float32 [num_videos + 1, output_dim], row 0 is zero."""
+    encode = tf.function(lambda rows: model.candidate(tables.candidate(rows), rows))
     count = tables.spec.num_videos + 1
     parts = [
         encode(tf.range(start, min(start + SCORE_BATCH, count))).numpy()
@@ -112,12 +158,12 @@ def candidate_vectors(model: TwoTower, tables: FeatureTables) -> npt.NDArray[np.
 def query_vectors(
     model: TwoTower, tables: FeatureTables, samples: dict[str, npt.NDArray[Any]]
 ) -> npt.NDArray[np.float32]:
-    """Query embeddings of sample rows; float32 [n, dim]."""
+    """Query vectors of sample rows; float32 [n, output_dim]."""
     encode = tf.function(lambda batch: model.query(tables.query(batch)), reduce_retracing=True)
     count = len(samples["user_row"])
     parts = [
         encode({k: tf.constant(v[start : start + SCORE_BATCH]) for k, v in samples.items()}).numpy()
         for start in range(0, count, SCORE_BATCH)
     ]
-    empty = np.zeros((0, model.config.tower_layers[-1]), np.float32)
+    empty = np.zeros((0, output_dim(model.config)), np.float32)
     return np.concatenate([empty, *parts])

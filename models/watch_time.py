@@ -92,10 +92,15 @@ class WatchTime:
         Equal watches (all complete ones) share the middle of the quantiles they cover, so the
         mean over a group's watches is one half whatever its share of complete ones.
         """
+        least, most = self.quantile_range(watch_s, duration_s)
+        return (least + most) / 2
+
+    def quantile_range(self, watch_s: Any, duration_s: Any) -> tuple[Any, Any]:
+        """Least and largest quantile that watches of these seconds cover; [batch] each."""
         thresholds = self._thresholds(duration_s)
         least = _share_below(watch_s * (1 - ROUNDING) - ROUNDING_S, thresholds)
         most = _share_below(watch_s * (1 + ROUNDING) + ROUNDING_S, thresholds)
-        return (least + most) / 2
+        return least, most
 
     def relevance(self, outputs: Any) -> Any:
         """What lists are sorted by: the expected quantile, in (0, 1); [batch]."""

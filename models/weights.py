@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from models.dlrm import Ranker
 from models.scoring import Scoring
-from workflow.features.spec import Feature
+from models.towers import query_side
+from models.two_tower import TwoTower
+from workflow.features.spec import FeatureSpec
 
 Array = npt.NDArray[np.float32]
 
@@ -28,18 +30,29 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class TowerWeights:
-    """One tower.
+class QueryWeights:
+    """The query tower (models.towers.QueryTower) and the co-watch part of its vector.
 
     Attributes:
-        tables: float32 [cardinality, dim] per categorical feature (shared ones repeat).
-        order: feature names in the order in which their vectors are joined.
-        layers: the perceptron on top; its output is L2-normalised.
+        videos: float32 [cardinality, dim]; co_history: float32 [cardinality, co_watch_dim].
+        position: float32 [length, dim]; recency: float32 [length, heads].
+        query: float32 [dim, heads * dim]; key: float32 [dim, dim].
+        tables: float32 [cardinality, width] per categorical side feature.
+        side: names of the side features in the order in which their vectors are joined.
+        layers: the perceptron on top, its linear last layer included.
+        profile_scale: float32 [dim].
     """
 
+    videos: Array
+    co_history: Array
+    position: Array
+    recency: Array
+    query: Array
+    key: Array
     tables: dict[str, Array]
-    order: tuple[str, ...]
+    side: tuple[str, ...]
     layers: tuple[Dense, ...]
+    profile_scale: Array
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class RankerWeights:
     """The ranker.
 
     Attributes:
-        tables: as in TowerWeights.
+        tables: float32 [cardinality, dim] per categorical feature (shared ones repeat).
         query_fields, video_fields: names of the interacting vectors, in the model's order.
         query_numbers, video_numbers: names of the bottom perceptron's inputs, in order; the
             numbers of attention follow each group.
@@ -92,12 +105,21 @@ class RankerWeights:
     scoring: Scoring
 
 
-def tower_weights(encoder: Any, features: tuple[Feature, ...]) -> TowerWeights:
-    """Weights of a Merlin Encoder made by `models.blocks.tower`."""
-    return TowerWeights(
-        tables=_tables(encoder),
-        order=tuple(sorted(f.name for f in features)),
-        layers=tuple(_dense(layer.dense) for layer in encoder.blocks[1].layers),
+def query_weights(model: TwoTower, spec: FeatureSpec) -> QueryWeights:
+    """Weights of a built TwoTower's query side."""
+    tower = model.query_tower
+    attention = tower.attention
+    return QueryWeights(
+        videos=model.videos.table.embeddings.numpy(),
+        co_history=model.co_history.numpy(),
+        position=attention.position.numpy(),
+        recency=attention.recency.numpy(),
+        query=attention.query.numpy(),
+        key=attention.key.numpy(),
+        tables={} if tower.side is None else _tables(tower.side),
+        side=tuple(sorted(f.name for f in query_side(spec, model.config))),
+        layers=(*_perceptron(tower.hidden), _dense(tower.top)),
+        profile_scale=tower.profile_scale.numpy(),
     )
 
 

@@ -171,7 +171,10 @@ def make_config(**sections: Any) -> Config:
     values: dict[str, Any] = {
         "dataset": "custom",
         "features": {"history_length": 6, "session_length": 3},
-        "retriever": {"embedding_dim": 8, "tower_layers": [16, 8], "refit": False},
+        "retriever": {
+            "embedding_dim": 8, "tower_layers": [16], "co_watch_dim": 4, "max_epochs": 4,
+            "refit": False,
+        },
         "ranker": {
             "embedding_dim": 8, "bottom_layers": [16], "top_layers": [16, 8], "refit": False,
         },

@@ -16,8 +16,10 @@ import numpy.typing as npt
 from models.inputs import FeatureTables
 from models.ranker import load_ranker
 from models.retriever import load_two_tower
-from models.weights import fold_videos, ranker_weights, tower_weights
-from triton_repo.graph import Slot, query_tower_graph
+from models.two_tower import output_dim
+from models.weights import fold_videos, query_weights, ranker_weights
+from triton_repo.graph import Slot
+from triton_repo.query_graph import query_tower_graph
 from triton_repo.ranker_graph import RankerLayout, ranker_graph
 from triton_repo.tensors import (
     ENSEMBLE,
@@ -95,8 +97,8 @@ class _Exporter:
     def query_tower(self) -> None:
         target = self._stage("query_tower")
         model = load_two_tower(self.run, self.config, self.tables)
-        self.dim = self.config.retriever.tower_layers[-1]
-        weights = tower_weights(model.query_tower, self.spec.query())
+        self.dim = output_dim(self.config.retriever)
+        weights = query_weights(model, self.spec)
         graph = query_tower_graph(weights, self.slots, self.query_values)
         (target / "tower.onnx").write_bytes(graph)
         users = [f for f in self.query_features if f.group == "user"]

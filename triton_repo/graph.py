@@ -1,4 +1,4 @@
-"""The ONNX graph of the query tower, built from weights, and the parts that graphs are made of.
+"""The parts that ONNX graphs of the query tower and the ranker are made of.
 
 Building from weights (rather than converting from TensorFlow) keeps the graphs small, lets the
 videos' part of the ranker be looked up beforehand, and handles list means exactly.
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models.weights import Dense, TowerWeights
+from models.weights import Dense
 
 OPSET = 17
 
@@ -96,45 +96,3 @@ class Graph:
 def tensor_info(name: str, dtype: int, shape: list[Any]) -> Any:
     """An input or output of a graph."""
     return helper.make_tensor_value_info(name, dtype, shape)
-
-
-def query_tower_graph(
-    weights: TowerWeights, slots: tuple[Slot, ...], value_names: tuple[str, ...]
-) -> bytes:
-    """query_index int32 [batch, m], query_value float32 [batch, c] -> query_vector [batch, dim].
-
-    Args:
-        slots: every packed query feature; the tower uses those in `weights.order`.
-        value_names: columns of query_value.
-    """
-    g = Graph()
-    by_name = {slot.name: slot for slot in slots}
-    width = max(slot.at + slot.length for slot in slots)
-    parts = []
-    for name in weights.order:
-        if name in by_name:
-            vector = g.embed("query_index", by_name[name], weights.tables[name])
-            parts.append(g.op("Squeeze", vector, g.ints(1)))
-        else:
-            column = value_names.index(name)
-            parts.append(g.columns("query_value", column, column + 1))
-    hidden = g.op("Concat", *parts, axis=1)
-    for layer in weights.layers:
-        hidden = g.dense(hidden, layer)
-    _l2_normalise(g, hidden, "query_vector")
-    dim = len(weights.layers[-1].bias)
-    return g.model(
-        [
-            tensor_info("query_index", TensorProto.INT32, ["batch", width]),
-            tensor_info("query_value", TensorProto.FLOAT, ["batch", len(value_names)]),
-        ],
-        [tensor_info("query_vector", TensorProto.FLOAT, ["batch", dim])],
-        "query_tower",
-    )
-
-
-def _l2_normalise(g: Graph, x: str, name: str) -> None:
-    """As tf.math.l2_normalize: x / sqrt(max(sum(x^2), 1e-12))."""
-    squares = g.op("ReduceSum", g.op("Mul", x, x), g.ints(1), keepdims=1)
-    floor = g.constant(np.array(1e-12, np.float32))
-    g.named(name, "Div", x, g.op("Sqrt", g.op("Max", squares, floor)))

@@ -280,29 +280,13 @@ def recommend(
 
     Context columns of the contract are options too: --device tv.
     """
-    from workflow.verbs import print_recommendations
+    from workflow.verbs import context_options, print_recommendations
 
     job = _existing(run)
     print_recommendations(
-        job, Output(json), user, top_k=top_k, at=at, context=_pairs(context.args),
+        job, Output(json), user, top_k=top_k, at=at, context=context_options(context.args),
         in_process=in_process,
     )  # fmt: skip
-
-
-def _pairs(arguments: list[str]) -> dict[str, str]:
-    """--device tv --country=de → {"device": "tv", "country": "de"}."""
-    pairs: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        option, equals, value = rest.pop(0).partition("=")
-        if not option.startswith("--") or not (equals or rest):
-            raise ConfigError(
-                f"{option!r} is not understood",
-                expected="options like --device tv",
-                next_step="marquee recommend --help",
-            )
-        pairs[option.removeprefix("--").replace("-", "_")] = value if equals else rest.pop(0)
-    return pairs
 
 
 @app.command()
@@ -323,7 +307,7 @@ def bench(
 
 @app.command()
 def evaluate(run: RunOption = None, set_: SetOption = None, json: JsonOption = False) -> None:
-    """Evaluate retrieval (temporal and leave-last-out) and ranking on held-out events."""
+    """Evaluate on held-out events beside strong baselines; writes a report page and JSON."""
     from workflow.verbs import print_evaluation
 
     print_evaluation(_changed(_existing(run), None, set_, None), Output(json))

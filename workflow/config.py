@@ -26,7 +26,8 @@ class SplitConfig(_Strict):
     """How events are divided into train, valid and test.
 
     temporal: by two global points in time. leave_last_out: each user's last watch is the test,
-    the one before it the validation event.
+    the one before it the validation event; there, as in the published comparisons, a history
+    holds what the log lists before an event, also within the same second.
     """
 
     protocol: Literal["temporal", "leave_last_out"] = "temporal"
@@ -70,13 +71,26 @@ class TrainConfig(_Strict):
 
 
 class RetrieverConfig(TrainConfig):
-    """The two towers; the last tower layer is the width of the vectors."""
+    """The two towers; `tower_layers` are the hidden layers of the query tower.
 
+    `objectives` are tried one after another on the training part; the one with the best validation
+    recall is kept: "next" learns the next watch, "future" what is watched within the next 1,000.
+    """
+
+    batch_size: int = Field(1024, ge=2)
+    learning_rate: float = Field(2e-3, gt=0)
+    max_epochs: int = Field(6, ge=1)
+    max_rows_per_epoch: int = Field(400_000, ge=1_000)
+    objectives: tuple[Literal["future", "next"], ...] = Field(("future", "next"), min_length=1)
     embedding_dim: int = Field(64, ge=2)
-    tower_layers: tuple[int, ...] = (128, 64)
-    temperature: float = Field(0.1, gt=0)
-    logq_correction: bool = True
+    tower_layers: tuple[int, ...] = (128,)
+    user_id: bool = False  # a vector per known user, besides the history
     id_dropout: float = Field(0.1, ge=0, lt=1)
+    logq_correction: bool = True
+    uniform_negatives: int = Field(0, ge=0)  # per batch, besides the batch's own videos
+    co_watch_dim: int = Field(64, ge=1)
+    co_watch_weight: float = Field(0.25, ge=0)  # of the co-watch score, for more various lists
+    blend: bool = True  # add co-watch vectors and, as validation says, trend and popularity
     max_valid_users: int = Field(5_000, ge=1)
 
 

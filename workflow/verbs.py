@@ -153,6 +153,22 @@ def print_recommendations(
     output.finish(answer, next_step=f"marquee bench --run {job.run}")
 
 
+def context_options(arguments: list[str]) -> dict[str, str]:
+    """--device tv --country=de → {"device": "tv", "country": "de"}."""
+    pairs: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if not option.startswith("--") or not (equals or rest):
+            raise ConfigError(
+                f"{option!r} is not understood",
+                expected="options like --device tv",
+                next_step="marquee recommend --help",
+            )
+        pairs[option.removeprefix("--").replace("-", "_")] = value if equals else rest.pop(0)
+    return pairs
+
+
 def _recommend(job: Job, user: str, *, at: str | None, **options: Any) -> dict[str, Any]:
     from triton_repo.recommend import parse_time, recommend
 
@@ -246,7 +262,7 @@ def print_comparison(first: Job, second: Job, output: Output, report: Path | Non
         columns = ["metric", "first", "second", "difference", "95% interval", "second run is"]
         title = f"{names.protocol(group)}, {part['users']:,} users in both"
         output.table(title, columns, rows)
-    made = compare.summary(comparison)
+    made = "\n".join([compare.headline(comparison), *compare.summary(comparison)])
     if report is not None:
         compare.write_comparison(comparison, report)
         made += f"\nWrote {report}."

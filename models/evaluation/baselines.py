@@ -15,8 +15,8 @@ from scipy import linalg
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
-from models.evaluation.watches import Watches
 from models.metrics import Float32
+from models.watches import Watches
 
 SECONDS_PER_DAY = 86_400
 MAX_EASE_VIDEOS = 10_000  # its time grows with the cube: a minute per fit and 1.6 GB at this size

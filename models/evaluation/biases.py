@@ -15,7 +15,7 @@ from workflow.frames import read_frame
 
 PARTS = ("train", "valid", "test")
 DAMPING = (1.0, 3.0, 10.0, 30.0)  # events at the mean that are added to a user's or video's own
-NEWTON_STEPS = 20
+NEWTON_STEPS = 10
 
 
 class Biases:

@@ -28,6 +28,7 @@ OWN_MODELS = (
     "dlrm",
     "served",
 )  # what a run trained itself; baselines are not compared
+COVERAGE = "coverage@10"  # of all users' lists together: it has no value for a part of the users
 # What tells apart data and splits of the same contract, in spec.json and summary.json.
 SIZES = ("num_users", "num_videos", "valid_from", "test_from", "last_event")
 COUNTS = ("num_train", "num_valid", "num_test")
@@ -84,8 +85,9 @@ def compare_runs(first: Job, second: Job) -> Json:
     """Both runs' metrics and the paired differences, second minus first.
 
     Returns:
-        {"runs": [first, second], "dataset", "groups": {group: {"users", "metrics": {metric:
-        {"first", "second": {"mean", "low", "high"}, "difference", "low", "high", "verdict"}}}}}.
+        {"runs": [first, second], "dataset", "seeds": [first, second], "groups": {group: {"users",
+        "metrics": {metric: {"first", "second": {"mean", "low", "high"}, "difference", "low",
+        "high", "verdict"}}}}}.
         The verdict is "better", "worse" or "none" of the second run, or null where neither more
         nor less is better.
     Raises:
@@ -101,11 +103,17 @@ def compare_runs(first: Job, second: Job) -> Json:
             next_step="evaluate both with the same command",
         )
     return {
-        "runs": [str(first.run), str(second.run)],
+        "runs": _titles(first.run, second.run),
         "dataset": a.result["dataset"],
         "seeds": [a.result["seeds"], b.result["seeds"]],
         "groups": groups,
     }
+
+
+def _titles(first: Run, second: Run) -> list[str]:
+    """Folder names where they tell the runs apart: a page may leave this machine."""
+    short = [run.root.name for run in (first, second)]
+    return short if short[0] != short[1] else [str(first), str(second)]
 
 
 def _check_same_data(first: Job, second: Job) -> None:
@@ -174,8 +182,11 @@ def _compare(a: Evaluated, b: Evaluated, group: str) -> Json:
             next_step="evaluate two runs of the same data",
         )
     models = _metrics(a, group)
+    shown = models.keys() & _metrics(b, group).keys()
+    if not len(common) == len(a.users(group)) == len(b.users(group)):
+        shown -= {COVERAGE}
     metrics = {}
-    for name in names.in_order(models.keys() & _metrics(b, group).keys(), names.METRICS):
+    for name in names.in_order(shown, names.METRICS):
         ours, theirs = (run.values(group, models[name], name) for run in (a, b))
         assert ours is not None and theirs is not None
         metrics[name] = _tested(name, ours[rows_a], theirs[rows_b])
@@ -205,23 +216,38 @@ def render_comparison(comparison: Json) -> str:
     return render(
         "compare.html.jinja",
         comparison=comparison,
-        headline=summary(comparison),
+        headline=headline(comparison),
+        lines=summary(comparison),
         groups=groups,
         json_link=json_link(comparison),
     )
 
 
-def summary(comparison: Json) -> str:
-    """One sentence per group on which metrics the second run is better or worse in."""
-    parts = []
+def headline(comparison: Json) -> str:
+    """In how many metrics the second run is better and worse."""
+    verdicts = [
+        values["verdict"]
+        for part in comparison["groups"].values()
+        for values in part["metrics"].values()
+        if values["verdict"] is not None
+    ]
+    better, worse = verdicts.count("better"), verdicts.count("worse")
+    if not better and not worse:
+        return f"No difference is shown in any of {len(verdicts)} metrics."
+    return (
+        f"Of {len(verdicts)} metrics, the second run is better in {better or 'none'} "
+        f"and worse in {worse or 'none'}."
+    )
+
+
+def summary(comparison: Json) -> list[str]:
+    """One line per group on the metrics in which the second run is better or worse."""
+    lines = []
     for name, part in comparison["groups"].items():
-        found = {
-            kind: [
-                names.metric(m).title for m, v in part["metrics"].items() if v["verdict"] == kind
-            ]
-            for kind in ("better", "worse")
-        }
-        words = [f"{kind} in {names.listed(metrics)}" for kind, metrics in found.items() if metrics]
-        verdict = ", ".join(words) or "no difference shown"
-        parts.append(f"{names.protocol(name)}: {verdict}")
-    return "Second run against the first. " + ". ".join(parts) + "."
+        words = []
+        for kind in ("better", "worse"):
+            found = [m for m, values in part["metrics"].items() if values["verdict"] == kind]
+            if found:
+                words.append(f"{kind} in {names.listed([names.metric(m).title for m in found])}")
+        lines.append(f"{names.protocol(name)}: {', '.join(words) or 'no difference shown'}.")
+    return lines

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from models.evaluation import bootstrap
-from models.evaluation.results import summarise
-from models.evaluation.retrieval import Bench, hits_within, means_by
+from models.evaluation.results import Values, summarise
+from models.evaluation.retrieval import Bench, hits_within, means_by, stacked
 from models.metrics import Float32, Float64, Int64
 
 SERVED, RETRIEVER = "served", "retriever"
@@ -46,14 +46,12 @@ def ranked_lists(candidates: Int64, scores: Float32) -> Int64:
     return result
 
 
-def end_to_end(
-    bench: Bench, seeds: list[Served], baselines: dict[str, dict[str, Float64]]
-) -> dict[str, Any]:
+def end_to_end(bench: Bench, seeds: list[Served], baselines: Values) -> dict[str, Any]:
     """Served list, retriever order and baselines, with intervals over users.
 
     Args:
         seeds: one entry per seed.
-        baselines: values per user of retrieval baselines on the same bench (see retrieval.py).
+        baselines: values per user of retrieval baselines on the same bench.
     Returns:
         "users", "num_candidates"; "metrics": {"retriever" (approximate search, no ranker),
         "served", baseline...: {metric: {"mean", "low", "high", "per_seed"}}}; "recall_ceiling" (of
@@ -64,14 +62,13 @@ def end_to_end(
     num_candidates = seeds[0].approximate.shape[1]
     kept = [f"recall@{k}" for k in (10, 100, 500) if k <= num_candidates]
     kept += ["ndcg@10", "mrr", "coverage@10", "novelty@10", "popularity_lift@10"]
-    values = {
-        RETRIEVER: [bench.judge_lists(s.approximate).values for s in seeds],
-        SERVED: [bench.judge_lists(s.ranked).values for s in seeds],
-        **{name: [judged] for name, judged in baselines.items()},
+    lists = {
+        RETRIEVER: stacked([bench.judge_lists(one.approximate) for one in seeds]),
+        SERVED: stacked([bench.judge_lists(one.ranked) for one in seeds]),
     }
     models = {
-        name: {metric: np.stack([one[metric] for one in judged]) for metric in kept}
-        for name, judged in values.items()
+        name: {metric: values[metric] for metric in kept}
+        for name, values in (lists | baselines).items()
     }
     ceiling = _mean_recall(bench, [s.approximate for s in seeds])
     loss = _mean_recall(bench, [s.exact for s in seeds]) - ceiling

@@ -8,7 +8,7 @@ videos that a user had watched before.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,16 +17,15 @@ import numpy.typing as npt
 
 from models.evaluation.baselines import Baseline, candidates, too_large
 from models.evaluation.biases import Biases
-from models.evaluation.end_to_end import Served, end_to_end, ranked_lists
+from models.evaluation.end_to_end import SERVED, Served, end_to_end, ranked_lists
 from models.evaluation.learned import Trained
 from models.evaluation.ranker_metrics import Events, Predictions, ranker_values, reliability
 from models.evaluation.results import Values, arrays, summarise
-from models.evaluation.retrieval import Bench, Judged, segment_means
+from models.evaluation.retrieval import Bench, segment_means, stacked
 from models.evaluation.trees import Trees, read_events
 from models.evaluation.tuning import baseline_scorer, best_on_validation
-from models.evaluation.watches import Catalogue, Watches
-from models.metrics import Float32, Float64, Int64
 from models.queries import Queries, held_out_queries, rolling_queries
+from models.watches import Catalogue, Watches
 from workflow.console import Report, no_report
 from workflow.errors import DataError
 from workflow.run import Run, write_bytes, write_json
@@ -36,8 +35,6 @@ MAX_SCORES = 2_000_000_000  # (query, video) pairs that one model is asked for: 
 MAX_VALID_QUERIES = 5_000
 TUNING_WATCHES = 2_000_000  # settings of baselines are chosen on users with about that many
 TWO_TOWER, DLRM = "two_tower", "dlrm"
-# The ranker's scores of candidates: (models, queries, int64 [n, k]) -> float32 [n, k].
-CandidateScores = Callable[[Trained, Queries, Int64], Float32]
 
 
 @dataclass
@@ -56,10 +53,7 @@ class Evaluation:
 
 
 def evaluate(
-    seeds: Sequence[Trained],
-    last_out: Sequence[Trained],
-    candidate_scores: CandidateScores | None = None,
-    report: Report = no_report,
+    seeds: Sequence[Trained], last_out: Sequence[Trained], report: Report = no_report
 ) -> Evaluation:
     """Evaluate the models of one or more seeds; the first seed is the run itself.
 
@@ -70,7 +64,6 @@ def evaluate(
         seeds: trained on the run's own split.
         last_out: retrievers trained without each user's last watches, one per seed; none where
             that is the run's own split.
-        candidate_scores: how the ranker scores retrieved candidates; None leaves end-to-end out.
     Raises:
         DataError: the test part has no new watch of a user with a history.
     """
@@ -81,7 +74,6 @@ def evaluate(
         "seeds": [trained.config.seed for trained in seeds],
         "retrieval": {},
         "ranker": None,
-        "end_to_end": None,
         "off_policy": None,
     }
     evaluation = Evaluation(result)
@@ -94,10 +86,13 @@ def evaluate(
         other = Protocol.fit(last_out, report)
         other.judge("leave_last_out", other.bench(_held_out(last_out[0])), evaluation)
     _judge_rankers(seeds, evaluation, report)
-    if candidate_scores is not None:
-        served = [_served(trained, bench.queries, candidate_scores) for trained in seeds]
-        baselines = {name: values[name] for name in values if name != TWO_TOWER}
-        result["end_to_end"] = end_to_end(bench, served, baselines)
+    report(0, 1, "served lists")
+    served = [_served(trained, bench.queries) for trained in seeds]
+    baselines = {name: values[name] for name in values if name != TWO_TOWER}
+    result["end_to_end"] = end_to_end(bench, served, baselines)
+    lists = stacked([bench.judge_lists(one.ranked) for one in served])
+    evaluation.per_user |= arrays("end_to_end", {SERVED: lists})
+    evaluation.per_user["end_to_end/user_row"] = bench.user_row
     return evaluation
 
 
@@ -165,7 +160,7 @@ class Protocol:
         for baseline, fitted in self.baselines.items():
             scorer = baseline_scorer(fitted, bench.queries, num_videos)
             judged[baseline] = [bench.judge(scorer)]
-        values = {model: _stacked(results) for model, results in judged.items()}
+        values = {model: stacked(results) for model, results in judged.items()}
         metrics, paired = summarise(values, TWO_TOWER)
         for model, results in judged.items():
             metrics[model]["segments"] = segment_means(results)
@@ -179,10 +174,6 @@ class Protocol:
         }
         evaluation.per_user |= arrays(name, values) | {f"{name}/user_row": bench.user_row}
         return values
-
-
-def _stacked(results: list[Judged]) -> dict[str, Float64]:
-    return {m: np.stack([one.values[m] for one in results]) for m in results[0].values}
 
 
 # --- ranker --------------------------------------------------------------------------------------
@@ -225,7 +216,7 @@ def _reliability(events: Events, by_seed: list[Predictions]) -> list[dict[str, f
 
 
 # --- end to end ----------------------------------------------------------------------------------
-def _served(trained: Trained, queries: Queries, scores: CandidateScores) -> Served:
+def _served(trained: Trained, queries: Queries) -> Served:
     exact, approximate = trained.candidates(queries)
-    ranked = ranked_lists(approximate, scores(trained, queries, approximate))
-    return Served(exact, approximate, ranked)
+    scores = trained.candidate_scores(queries, approximate)
+    return Served(exact, approximate, ranked_lists(approximate, scores))

@@ -41,8 +41,9 @@ class Trained:
 
     @property
     def query_columns(self) -> list[str]:
-        """Sample columns that queries need for the query tower and the ranker."""
-        return [*sample_columns(self.spec, ranker=True), "timestamp"]
+        """Sample columns that queries need for the query tower and for ranking candidates."""
+        names = sample_columns(self.spec, ranker=False) + sample_columns(self.spec, ranker=True)
+        return [*dict.fromkeys([*names, "timestamp"])]
 
     @property
     def candidate_vectors(self) -> Float32:
@@ -56,7 +57,8 @@ class Trained:
         """float32 [queries, dim]."""
         tables = FeatureTables(self.store, self.spec)
         model = load_two_tower(self.run, self.config, tables)
-        return query_vectors(model, tables, queries.samples)
+        columns = sample_columns(self.spec, ranker=False)
+        return query_vectors(model, tables, {name: queries.samples[name] for name in columns})
 
     def two_tower(self, queries: Queries) -> Scorer:
         """Full-catalogue scores of the two-tower model by query position."""

@@ -62,25 +62,25 @@ MODELS = {
 PROTOCOLS = {
     "temporal": (
         "Temporal",
-        "train on the first 80% of time, tune on the next 10%, test once on the last 10%",
+        "Two points in time: train before, tune between, test once after (80/10/10 by default)",
     ),
     "leave_last_out": (
         "Leave-last-out",
-        "each user's last watch is the test, the one before it the validation",
+        "Each user's last watch is the test, the one before it the validation",
     ),
     "rolling": (
         "Rolling",
-        "the test period of temporal, event by event: the history advances as in production",
+        "Temporal's test period watch by watch: the history advances as in production",
     ),
 }
 SEGMENTS = {
-    "new": "New users",
-    "light": "Light users",
-    "heavy": "Heavy users",
-    "head": "Head videos",
-    "torso": "Torso videos",
-    "tail": "Tail videos",
-    "cold": "Cold videos",
+    "new": ("New users", "nothing watched before the request"),
+    "light": ("Light users", "at most the median number of watched videos"),
+    "heavy": ("Heavy users", "more than the median"),
+    "head": ("Head videos", "the most watched ones, with half of the training watches"),
+    "torso": ("Torso videos", "the next ones, with 40%"),
+    "tail": ("Tail videos", "the other videos that training has seen watched"),
+    "cold": ("Cold videos", "never watched in training"),
 }
 VERDICTS = {"better": "better", "worse": "worse", "none": "no difference shown"}
 
@@ -102,7 +102,7 @@ def protocol(name: str) -> str:
 
 def segment(name: str) -> str:
     """A segment's name for people."""
-    return SEGMENTS.get(name, name.replace("_", " "))
+    return SEGMENTS[name][0] if name in SEGMENTS else name.replace("_", " ")
 
 
 def in_order(present: Any, known: Any) -> list[str]:
@@ -147,8 +147,9 @@ def sentence(subject: str, verdicts: dict[str, Verdict], others: str = "baseline
     """One sentence about `subject` from its verdict against each of the named `others`."""
     order: tuple[Verdict, ...] = ("better", "none", "worse")
     groups = {kind: [in_text(n) for n, v in verdicts.items() if v == kind] for kind in order}
-    if len(verdicts) > 2 and len(groups["better"]) == len(verdicts):
-        return f"{subject} is better than all {len(verdicts)} {others}."
+    for kind in ("better", "worse"):
+        if len(verdicts) > 2 and len(groups[kind]) == len(verdicts):
+            return f"{subject} is {kind} than all {len(verdicts)} {others}."
     words = {"better": "better than", "worse": "worse than", "none": "not shown to differ from"}
     parts = [f"{words[kind]} {listed(names)}" for kind, names in groups.items() if names]
     return f"{subject} is {'; '.join(parts)}." if parts else f"{subject} has no {others} beside it."

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from scipy.stats import binom
+
 from models.evaluation import names
+from models.evaluation.bootstrap import LEVEL
 
 Json = dict[str, Any]
 ESTIMATORS = ("dr", "snips", "ips", "direct")
@@ -102,4 +105,6 @@ def _coverage(coverage: Json) -> Json:
         for reward in names.in_order(coverage["rewards"], REWARDS)
         for policy in names.in_order(coverage["rewards"][reward], POLICIES)
     ]
-    return {"logs": coverage["logs"], "rows": rows}
+    low, high = binom.interval(LEVEL, coverage["logs"], LEVEL)
+    usual = f"{low / coverage['logs']:.0%} to {high / coverage['logs']:.0%}"
+    return {"logs": coverage["logs"], "usual": usual, "rows": rows}

@@ -34,6 +34,7 @@ class WhatIf:
         self._spec = FeatureSpec.load(self._store.root / "spec.json")
         self._tables = FeatureTables(self._store, self._spec)
         self._ranker = load_ranker(run, config, self._tables)
+        self._predictor = Predictor(self._ranker, self._tables, self._store)
         self._two_tower = load_two_tower(run, config, self._tables)
         path = run.retriever / "candidate_vectors.npy"
         self._vectors: Float32 = np.load(path, allow_pickle=False)
@@ -51,8 +52,7 @@ class WhatIf:
             video_rows: int64 [n, m], m videos for each sample.
         """
         columns = {str(name): samples[name].to_numpy() for name in samples.columns}
-        predictor = Predictor(self._ranker, self._tables, self._store)
-        out = predictor.lists(columns, video_rows.astype(np.int32), columns["timestamp"])
+        out = self._predictor.lists(columns, video_rows.astype(np.int32), columns["timestamp"])
         score, _ = combined(self._ranker, out, self._retrieval(columns, video_rows))
         click = np.exp(log_sigmoid(self._ranker.scoring.label(out.label)))
         result = {"score": score, "click": click}

@@ -43,7 +43,7 @@ def render_report(result: dict[str, Any]) -> str:
         ranker=ranker,
         end_to_end=end_to_end,
         off_policy=off_policy,
-        seeds_text=_seeds(result["seeds"]),
+        segments_used=_segments(result),
         metrics_used=names.in_order(shown, names.METRICS),
         json_link=json_link(result),
     )
@@ -76,8 +76,15 @@ def _cards(result: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _seeds(seeds: list[int]) -> str:
-    return "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+def _segments(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, meaning) of the segments that any model has."""
+    present = {
+        name
+        for part in result["retrieval"].values()
+        for model in part["models"].values()
+        for name in model.get("segments", {})
+    }
+    return [names.SEGMENTS[name] for name in names.SEGMENTS if name in present]
 
 
 def json_link(value: Any) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.evaluation.watches import VIDEO_SEGMENTS, Catalogue
 from models.metrics import Float64, Int64, Scorer, hits, ranking_metrics, top_lists
 from models.queries import Queries
+from models.watches import VIDEO_SEGMENTS, Catalogue
 
 LIST_LENGTH = 500
 USER_SEGMENTS = ("new", "light", "heavy")
@@ -146,6 +146,11 @@ def coverage_values(lists: Int64, owner: Int64, num_videos: int) -> Float64:
     only_here = np.bincount(user[first[times == 1]], minlength=count) / num_videos
     values: Float64 = len(shown) / num_videos + (count - 1) * (only_here - only_here.mean())
     return values
+
+
+def stacked(judged: list[Judged]) -> dict[str, Float64]:
+    """Values of one model's seeds; metric -> float64 [seeds, users]."""
+    return {m: np.stack([one.values[m] for one in judged]) for m in judged[0].values}
 
 
 def segment_means(judged: list[Judged]) -> dict[str, dict[str, float]]:

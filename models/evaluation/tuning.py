@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 
 from models.evaluation.baselines import Baseline
-from models.evaluation.watches import Watches, history_matrix
 from models.metrics import Scorer, ranking_metrics, top_lists
 from models.queries import Queries
+from models.watches import Watches, history_matrix
 
 
 def best_on_validation(candidates: Sequence[Baseline], train: Watches, valid: Queries) -> Baseline:
-    """The candidate, fitted on `train`, with the best lists for the validation queries.
+    """The candidate, not fitted, that has the best lists for `valid` when fitted on `train`.
 
     Best is the highest recall@100 + ndcg@10, the two headline metrics. A single candidate is
-    returned as it is. Queries without a history are left out, as in the headline.
+    returned as it is, and without any query the middle one. Queries without a history are left
+    out, as in the headline.
     """
-    if len(candidates) == 1:
-        return candidates[0]
     valid = valid.take(np.flatnonzero(valid.has_history))
-    qualities = [_quality(one.fit(train), valid, train.num_videos) for one in candidates]
+    if len(candidates) == 1 or len(valid) == 0:
+        return candidates[len(candidates) // 2]
+    # Copies, so that one fitted model at a time is in memory.
+    qualities = [_quality(copy(one).fit(train), valid, train.num_videos) for one in candidates]
     return candidates[int(np.argmax(qualities))]
 
 

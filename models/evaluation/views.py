@@ -236,12 +236,17 @@ def end_to_end(part: Json) -> Json:
             }
             for name, metric, title, signed, meaning in parts
         ],
-        "waterfalls": [
-            {"title": "Recall: from all relevant videos that retrieval could find to the first 10",
-             "geometry": _recall_waterfall(part)},
-            {"title": "NDCG@10: what the ranker adds", "geometry": _ndcg_waterfall(part)},
-        ],
+        "waterfalls": _waterfalls(part),
     }  # fmt: skip
+
+
+def _waterfalls(part: Json) -> list[Json]:
+    """Where relevant videos get lost, and what the ranker adds."""
+    plots = [{"title": "NDCG@10: what the ranker adds", "geometry": _ndcg_waterfall(part)}]
+    if "recall@10" in part["metrics"]["served"]:  # not with fewer candidates
+        title = "Recall: what is lost on the way to the first 10"
+        plots.insert(0, {"title": title, "geometry": _recall_waterfall(part)})
+    return plots
 
 
 def _recall_waterfall(part: Json) -> Json:

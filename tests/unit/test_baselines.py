@@ -19,9 +19,9 @@ from models.evaluation.baselines import (
     too_large,
 )
 from models.evaluation.tuning import baseline_scorer, best_on_validation
-from models.evaluation.watches import Watches, history_matrix
 from models.metrics import Lists, top_lists
 from models.queries import Queries
+from models.watches import Watches, history_matrix
 
 NUM_USERS, NUM_VIDEOS, NUM_CLUSTERS = 60, 40, 4
 DAY = 86_400

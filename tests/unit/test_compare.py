@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from models.evaluation.compare import compare_runs, render_comparison
+from models.evaluation.compare import compare_runs, headline, render_comparison
 from models.metrics import auc
 from tests.fixtures import make_config, make_contract
 from workflow.cli import app
@@ -57,6 +57,7 @@ def made(
         "recall@100": base + gain + noise,
         "mrr": np.tile(base, (len(seeds), 1)),
         "novelty@10": base + gain + noise,
+        "coverage@10": np.tile(0.3 + base - base.mean(), (len(seeds), 1)),
     }
     arrays = {f"temporal/two_tower/{name}": values for name, values in metrics.items()}
     arrays |= ranker_arrays(gain, len(seeds))
@@ -110,7 +111,7 @@ def test_a_planted_gain_is_found(tmp_path: Path) -> None:
     assert recall["verdict"] == "better"
     assert part["metrics"]["mrr"]["verdict"] == "none"
     assert part["metrics"]["novelty@10"]["verdict"] is None
-    assert list(part["metrics"]) == ["recall@100", "mrr", "novelty@10"]
+    assert list(part["metrics"]) == ["recall@100", "mrr", "coverage@10", "novelty@10"]
 
 
 def test_swapped_runs_swap_the_verdict(tmp_path: Path) -> None:
@@ -134,6 +135,7 @@ def test_only_users_of_both_count_and_they_are_matched_by_row(tmp_path: Path) ->
     assert part["users"] == 100 and result["seeds"] == [[7, 8], [1, 2, 3]]
     recall = part["metrics"]["recall@100"]
     assert recall["low"] == pytest.approx(0.01) == pytest.approx(recall["high"])
+    assert "coverage@10" not in part["metrics"]  # it belongs to all users of a run together
 
 
 @pytest.mark.parametrize(
@@ -200,4 +202,9 @@ def test_page_shows_the_comparison(tmp_path: Path) -> None:
             assert number in shown
     assert "b&lt;b&gt;" in html and "<b>" not in html
     assert not re.search(r"https?:|//[a-z]|url\(|<script", re.sub(r"base64,\S+", "", html))
-    assert "better in Recall@100" in html
+    assert headline(result) in html
+    assert "Temporal: better in Recall@100." in html
+    del result["groups"]["ranker"]
+    assert headline(result) == "Of 3 metrics, the second run is better in 1 and worse in none."
+    same = compare_runs(made(tmp_path / "c"), made(tmp_path / "dd"))
+    assert headline(same) == "No difference is shown in any of 7 metrics."

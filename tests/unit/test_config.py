@@ -34,7 +34,7 @@ def test_later_sources_win(tmp_path: Path) -> None:
     [
         ("retriever.tower_layers=[32, 16]", (32, 16)),
         ("retriever.logq_correction=false", False),
-        (" retriever.temperature = 0.25", 0.25),
+        (" retriever.id_dropout = 0.25", 0.25),
         ("retriever.learning_rate=1e-2", 0.01),
     ],
 )

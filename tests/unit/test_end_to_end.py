@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from models.evaluation.end_to_end import Served, end_to_end, ranked_lists
-from models.evaluation.retrieval import Bench
-from models.evaluation.watches import Catalogue
+from models.evaluation.retrieval import Bench, stacked
 from models.metrics import Lists
 from models.queries import Queries
+from models.watches import Catalogue
 
 NUM_USERS = 40
 
@@ -34,7 +34,7 @@ def test_by_hand() -> None:
     scores = every([1, 9, 2, 8, 3]).astype(np.float32)
     served = Served(exact, approximate, ranked_lists(approximate, scores))
     assert served.ranked[0].tolist() == [1, 2, 52, 51, 50]
-    ease = bench().judge_lists(every([1, 60, 61, 62, 63])).values
+    ease = stacked([bench().judge_lists(every([1, 60, 61, 62, 63]))])
     got = end_to_end(bench(), [served], {"ease": ease})
     discount = 1 / np.log2(np.arange(2, 7))
     ideal = discount[:3].sum()

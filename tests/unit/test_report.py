@@ -185,6 +185,10 @@ def test_text_is_escaped(html: str, page: Page) -> None:
     assert "Ease(l2=<200>)" in page.text
 
 
+def test_coverage_says_what_chance_alone_would_do(page: Page) -> None:
+    assert "With that many logs, 85% to 100% is in keeping with 95%." in page.text
+
+
 def test_same_result_same_bytes(html: str, tmp_path: Path) -> None:
     path = write_report(planted_result(), tmp_path / "deep" / "report.html")
     assert path.read_bytes() == html.encode()
@@ -225,6 +229,14 @@ def test_odd_values(result: dict[str, Any]) -> None:
     assert "Truth" not in page.text and "one seed" in page.text and "–" in page.text
     assert "EASE was not run: too <many> videos." in page.text
     assert not re.search(r"\bnan\b", page.text, re.I)
+
+
+def test_fewer_than_ten_candidates(result: dict[str, Any]) -> None:
+    changed = copy.deepcopy(result)
+    for model in changed["end_to_end"]["metrics"].values():
+        del model["recall@10"]
+    page = Page(render_report(changed))
+    assert "what the ranker adds" in page.text and "on the way to the first 10" not in page.text
 
 
 # --- figures -------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.evaluation.retrieval import Bench, coverage_values, hits_within, query_metrics
-from models.evaluation.watches import VIDEO_SEGMENTS, Catalogue, Watches
 from models.metrics import Int64, Lists, top_lists
 from models.queries import Queries
+from models.watches import VIDEO_SEGMENTS, Catalogue, Watches
 
 
 def lists_of(*rows: list[int]) -> Lists:

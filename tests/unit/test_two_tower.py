@@ -18,71 +18,74 @@ from models.evaluation.baselines import Popularity
 from models.evaluation.learned import Trained
 from models.evaluation.retrieval import Bench
 from models.evaluation.tuning import baseline_scorer
-from models.evaluation.watches import Catalogue, Watches
 from models.inputs import FeatureTables
 from models.queries import held_out_queries
-from models.retriever import load_two_tower, train_retriever, watch_counts
+from models.retriever import load_two_tower, train_retriever
 from models.training import Fit, gradient_step, load_weights, save_weights
 from models.two_tower import (
     candidate_vectors,
-    in_batch_softmax,
-    log_sampling_probability,
+    log_draw_probability,
+    output_dim,
     query_vectors,
+    sampled_softmax,
 )
+from models.watches import Catalogue, Watches
 from tests.fixtures import DAY, START, Tables, make_config, make_contract, make_tables, write_run
 from workflow.config import Config
 from workflow.errors import TrainingError
 from workflow.features.build import build_features
 from workflow.features.encoded import FeatureStore
 from workflow.features.spec import FeatureSpec
-from workflow.run import Run
+from workflow.run import Run, read_json
 
 NUM_CLUSTERS, NUM_USERS, NUM_VIDEOS = 4, 80, 240
 CONTRACT = make_contract(label=False, watch_time=False, context=False, publish_time=False)
 
 
 # --- the loss -------------------------------------------------------------------------------------
-def loss_by_hand(
-    queries: Any, candidates: Any, rows: list[int], log_q: Any, temperature: float
-) -> float:
-    """-log(exp(s_ii) / sum_j exp(s_ij)), leaving out other draws of the same video."""
+def loss_by_hand(logits: Any, position: Any, weights: list[float], log_q: Any) -> float:
+    """-sum of weight * log(exp(s_target) / sum_j exp(s_j)), averaged over the rows."""
     total = 0.0
-    for i in range(len(rows)):
-        scores = [float(queries[i] @ candidates[j]) / temperature for j in range(len(rows))]
-        if log_q is not None:
-            scores = [s - float(log_q[j]) for j, s in enumerate(scores)]
-        kept = [s for j, s in enumerate(scores) if j == i or rows[j] != rows[i]]
-        total -= scores[i] - math.log(sum(math.exp(s) for s in kept))
-    return total / len(rows)
+    for row, targets in zip(np.asarray(logits, float), position, strict=True):
+        scores = row if log_q is None else row - log_q
+        normaliser = math.log(sum(math.exp(s) for s in scores))
+        total -= sum(w * (scores[t] - normaliser) for w, t in zip(weights, targets, strict=True))
+    return total / len(position)
 
 
 @pytest.mark.parametrize("corrected", [True, False])
-@pytest.mark.parametrize("rows", [[1, 2, 3, 4], [1, 2, 1, 1], [5, 5, 5, 5]])
-def test_in_batch_softmax(rows: list[int], corrected: bool) -> None:
+@pytest.mark.parametrize("weights", [[1.0], [0.7, 0.3], [0.2, 0.4, 0.4]])
+def test_sampled_softmax(weights: list[float], corrected: bool) -> None:
     rng = np.random.default_rng(0)
-    queries, candidates = rng.normal(size=(2, 4, 3)).astype(np.float32)
-    log_q = np.log([0.5, 0.1, 0.2, 0.05]).astype(np.float32) if corrected else None
-    got = in_batch_softmax(queries, candidates, tf.constant(rows), log_q, 0.5)
-    assert float(got) == pytest.approx(
-        loss_by_hand(queries, candidates, rows, log_q, 0.5), rel=1e-5
-    )
+    logits = rng.normal(size=(6, 5)).astype(np.float32)
+    position = rng.integers(0, 5, (6, len(weights)))
+    log_q = np.log([0.5, 0.1, 0.2, 0.05, 0.9]).astype(np.float32) if corrected else None
+    got = sampled_softmax(tf.constant(logits), position, tf.constant(weights, tf.float32), log_q)
+    assert float(got) == pytest.approx(loss_by_hand(logits, position, weights, log_q), rel=1e-5)
 
 
 def test_correction_recovers_the_full_softmax() -> None:
-    """Negatives drawn by popularity and corrected by it estimate the softmax over everything."""
+    """Distinct draws, corrected by their probability, estimate the softmax over everything."""
     rng = np.random.default_rng(1)
-    share = np.array([0.7, 0.2, 0.1])
-    scores = np.array([0.3, -0.2, 0.5], np.float32)
-    draws = rng.choice(3, 20_000, p=share)
-    corrected = scores[draws] - np.log(share[draws])
-    estimate = np.log(np.exp(corrected).mean())
-    assert estimate == pytest.approx(np.log(np.exp(scores).sum()), abs=0.02)
+    counts = np.array([0, 70, 20, 10, 5, 3, 2], np.int64)
+    scores = np.array([0.3, -0.2, 0.5, 1.5, -1.0, 0.8])
+    draws, uniform = 4, 2
+    log_q = log_draw_probability(counts, draws, uniform)[1:]
+    sums = []
+    for _ in range(8_000):
+        popular = rng.choice(6, draws, p=counts[1:] / counts.sum())
+        distinct = np.unique(np.r_[popular, rng.choice(6, uniform)])
+        sums.append(np.exp(scores[distinct] - log_q[distinct]).sum())
+    assert np.log(np.mean(sums)) == pytest.approx(np.log(np.exp(scores).sum()), abs=0.02)
 
 
-def test_log_sampling_probability() -> None:
-    got = log_sampling_probability(np.array([0, 8, 1, 1], np.int64))
+def test_log_draw_probability() -> None:
+    got = np.exp(log_draw_probability(np.array([0, 8, 2, 0], np.int64), 3, 0))
     assert got.dtype == np.float32
-    assert np.exp(got).tolist() == pytest.approx([0.1, 0.8, 0.1, 0.1])
+    # The padding row and unseen videos count as one watch.
+    assert got.tolist() == pytest.approx([1 - 0.9**3, 1 - 0.2**3, 1 - 0.8**3, 1 - 0.9**3], rel=1e-5)
+    mixed = np.exp(log_draw_probability(np.array([0, 8, 2, 0], np.int64), 3, 5))
+    assert mixed[1] == pytest.approx(1 - 0.2**3 * (2 / 3) ** 5, rel=1e-5)
 
 
 def test_drop_ids() -> None:
@@ -141,15 +144,28 @@ def test_planted_clusters_are_found(run: Run, config: Config) -> None:
     assert learned["recall@10"] > 2.5 * popular["recall@10"]
 
 
-def test_vectors_of_a_cluster_point_the_same_way(run: Run) -> None:
+def test_vectors_of_a_cluster_point_the_same_way(run: Run, config: Config) -> None:
     vectors = np.load(run.retriever / "candidate_vectors.npy", allow_pickle=False)
-    assert vectors.shape == (NUM_VIDEOS + 1, 8) and vectors.dtype == np.float32
-    assert not vectors[0].any()
-    np.testing.assert_allclose(np.linalg.norm(vectors[1:], axis=1), 1, rtol=1e-5)
-    similar = vectors[1:] @ vectors[1:].T
+    assert vectors.shape == (NUM_VIDEOS + 1, output_dim(config.retriever))
+    assert vectors.dtype == np.float32 and not vectors[0].any()
+    learned = vectors[1:, : config.retriever.embedding_dim]
+    learned = learned / np.linalg.norm(learned, axis=1, keepdims=True)
+    similar = learned @ learned.T
     cluster = np.arange(1, NUM_VIDEOS + 1) % NUM_CLUSTERS
     same = cluster[:, None] == cluster[None, :]
-    assert similar[same].mean() > similar[~same].mean() + 0.5
+    assert similar[same].mean() > similar[~same].mean() + 0.3
+
+
+def test_the_search_phase_is_saved_too(run: Run, config: Config) -> None:
+    """Without a refit it is the final model; both phases load."""
+    store = FeatureStore(run)
+    tables = FeatureTables(store, FeatureSpec.load(store.root / "spec.json"))
+    phases = [load_two_tower(run, config, tables, phase) for phase in ("final", "search")]
+    for one, two in zip(*(model.get_weights() for model in phases), strict=True):
+        np.testing.assert_array_equal(one, two)
+    report = read_json(run.retriever / "report.json")
+    assert set(report["tried"]) == {"future", "next"} and report["objective"] in report["tried"]
+    assert set(report["blend"]) == {"trend", "co_watch", "popularity"}
 
 
 def test_saved_weights_give_the_saved_vectors(run: Run, config: Config) -> None:
@@ -167,13 +183,13 @@ def test_saved_weights_give_the_saved_vectors(run: Run, config: Config) -> None:
         np.testing.assert_allclose(one[0], together[i], atol=1e-6)
 
 
-def test_watch_counts(run: Run) -> None:
+def test_watches_are_those_of_the_part(run: Run) -> None:
     store = FeatureStore(run)
     spec = FeatureSpec.load(store.root / "spec.json")
     events = planted().events
     seen = events[events["timestamp"] < spec.valid_from]
     expected = np.bincount(seen["video_row"], minlength=NUM_VIDEOS + 1)
-    assert watch_counts(store, spec, ("train",)).tolist() == expected.tolist()
+    assert Watches.read(store, spec, "train").counts.tolist() == expected.tolist()
 
 
 def test_history_lookup_matches_the_pointers(run: Run) -> None:

@@ -17,10 +17,10 @@ from models.ranker import build_ranker
 from models.ranker_predict import Predictor, combined
 from models.retriever import build_two_tower
 from models.scoring import Platt, Scoring
-from models.weights import fold_videos, ranker_weights, tower_weights
+from models.weights import fold_videos, query_weights, ranker_weights
 from tests.fixtures import make_config, make_contract, make_tables, write_run
 from triton_repo.export import _slots
-from triton_repo.graph import query_tower_graph
+from triton_repo.query_graph import query_tower_graph
 from triton_repo.ranker_graph import RankerLayout, ranker_graph
 from workflow.config import ScoreWeights
 from workflow.features.build import build_features
@@ -103,29 +103,35 @@ def answer(graph: bytes, inputs: dict[str, Any]) -> Any:
 def test_query_tower(tables: Any) -> None:
     lookup, store = tables
     spec = lookup.spec
+    model = shaken(build_two_tower(lookup, make_config(retriever={"user_id": True})))
+    features = spec.of_group(*QUERY_GROUPS)
+    slots = _slots(tuple(f for f in features if f.kind != "continuous"))
+    values = tuple(f.name for f in features if f.kind == "continuous")
+    graph = query_tower_graph(query_weights(model, spec), slots, values)
+    samples = random_samples(spec, store)
+    expected = model.query(lookup.query({k: tf.constant(v) for k, v in samples.items()})).numpy()
+    got = answer(graph, packed(lookup, features, samples))
+    assert got.shape == expected.shape and got[:, :-1].std(axis=0).min() > 0.01
+    assert (got[:, -1] == 1).all()
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_a_request_without_any_history(tables: Any) -> None:
+    """Empty lists are zeros, as in TensorFlow, not NaN."""
+    lookup, store = tables
+    spec = lookup.spec
     model = shaken(build_two_tower(lookup, make_config()))
     features = spec.of_group(*QUERY_GROUPS)
     slots = _slots(tuple(f for f in features if f.kind != "continuous"))
     values = tuple(f.name for f in features if f.kind == "continuous")
-    graph = query_tower_graph(tower_weights(model.query_tower, spec.query()), slots, values)
     samples = random_samples(spec, store)
+    start = np.asarray(store.histories().start)[samples["user_row"]]
+    samples |= {"history_end": start, "session_start": start}
     expected = model.query(lookup.query({k: tf.constant(v) for k, v in samples.items()})).numpy()
+    graph = query_tower_graph(query_weights(model, spec), slots, values)
     got = answer(graph, packed(lookup, features, samples))
-    assert got.shape == expected.shape and got.std(axis=0).min() > 0.01
+    assert np.isfinite(got).all() and not got[:, 8:-1].any()
     np.testing.assert_allclose(got, expected, atol=1e-5)
-
-
-def test_a_query_without_direction(tables: Any) -> None:
-    """A tower that says nothing gives zeros, as TensorFlow does, not NaN."""
-    lookup, store = tables
-    model = build_two_tower(lookup, make_config())
-    model.set_weights([np.zeros_like(weight) for weight in model.get_weights()])
-    features = lookup.spec.of_group(*QUERY_GROUPS)
-    slots = _slots(tuple(f for f in features if f.kind != "continuous"))
-    values = tuple(f.name for f in features if f.kind == "continuous")
-    weights = tower_weights(model.query_tower, lookup.spec.query())
-    inputs = packed(lookup, features, random_samples(lookup.spec, store))
-    assert not answer(query_tower_graph(weights, slots, values), inputs).any()
 
 
 def test_ranker(tables: Any) -> None:

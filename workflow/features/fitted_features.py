@@ -55,14 +55,14 @@ def fitted_features(
 
 
 def _long_history(contract: Contract, config: FeatureConfig, videos: int) -> list[Feature]:
-    """What the ranker attends to: watched videos and, where they differ, the watches' labels."""
+    """The long past: watched videos and, where they differ, the watches' labels (ranker only)."""
     sizes = {"long_history": (videos, "video_index")}
     if contract.has_graded_history:
         sizes["long_history_label"] = (FIRST_VALUE + 2, "long_history_label")
     return [
         Feature(
             name=name, group="history", kind="multi_hot", cardinality=cardinality,
-            length=config.long_history_length, domain=domain,
+            length=config.long_history_length, domain=domain, retriever=name == "long_history",
         )
         for name, (cardinality, domain) in sizes.items()
     ]  # fmt: skip

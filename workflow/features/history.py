@@ -1,7 +1,7 @@
 """Point-in-time features: what was known strictly before each event, computed without loops.
 
 Events arrive sorted by (user_row, timestamp). Two events of a user in the same second do not
-know of each other.
+know of each other, except under leave-last-out, which goes by the order of the log.
 """
 
 from __future__ import annotations
@@ -22,19 +22,24 @@ class Positions:
 
     Attributes:
         user_first: int64 [n], index of the user's first event.
-        known_until: int64 [n], events [user_first, known_until) happened strictly before.
+        known_until: int64 [n], events [user_first, known_until) happened before.
     """
 
     user_first: Int64
     known_until: Int64
 
 
-def positions(user_row: Int64, timestamp: Int64) -> Positions:
-    """For each event of a sorted table, the range of the user's strictly earlier events."""
+def positions(user_row: Int64, timestamp: Int64, *, by_order: bool = False) -> Positions:
+    """For each event of a sorted table, the range of the user's earlier events.
+
+    Args:
+        by_order: an event knows those of its own second that the log lists before it; otherwise
+            only strictly earlier seconds.
+    """
     index = np.arange(len(user_row))
     new_user = np.r_[True, user_row[1:] != user_row[:-1]] if len(user_row) else np.zeros(0, bool)
     new_moment = new_user.copy()
-    new_moment[1:] |= timestamp[1:] != timestamp[:-1]
+    new_moment[1:] |= by_order | (timestamp[1:] != timestamp[:-1])
     return Positions(
         user_first=np.maximum.accumulate(np.where(new_user, index, 0)),
         known_until=np.maximum.accumulate(np.where(new_moment, index, 0)),

@@ -69,9 +69,7 @@ def build_samples(
     """
     import pandas as pd
 
-    columns: dict[str, npt.NDArray[np.generic]] = _pointers(
-        events, known.histories, config.features.session_gap_s
-    )
+    columns: dict[str, npt.NDArray[np.generic]] = _pointers(events, known.histories, config)
     columns["part"] = part
     columns["watched"] = events["watched"].to_numpy().astype(np.int8)
     columns |= _user_state(events, known.label_prior)
@@ -123,11 +121,12 @@ def video_age_days(
 
 
 def _pointers(
-    events: pd.DataFrame, histories: Histories, gap_s: int
+    events: pd.DataFrame, histories: Histories, config: Config
 ) -> dict[str, npt.NDArray[np.generic]]:
     user = events["user_row"].to_numpy(np.int64)
     time = events["timestamp"].to_numpy(np.int64)
-    at = past.positions(user, time)
+    at = past.positions(user, time, by_order=config.split.protocol == "leave_last_out")
+    gap_s = config.features.session_gap_s
     watched_before = past.count_before(events["watched"].to_numpy(np.float64), at)
     start = histories.start[user]
     end = start + watched_before.astype(np.int64)

@@ -1,4 +1,4 @@
-"""The watches that retrieval baselines learn from, and histories as sparse matrices."""
+"""The watches that retrieval learns from, and histories as sparse matrices."""
 
 from __future__ import annotations
 
