@@ -89,7 +89,7 @@ class TargetAttention(tf.keras.layers.Layer):
             newest = tf.cast(recent, tf.float32)
             rate = _rate(liked, seen)
             worth = (liked - rate) * present
-            user_numbers += [rate, _rate(liked, newest)]
+            user_numbers += [standard(rate), standard(_rate(liked, newest))]
         pooled = tf.matmul(worth / tf.sqrt(count + 1.0), self.pool(history))
         share, keys = self._attention(item, history, present)
         values = keys + self._label_vectors(label) if self.graded else keys
@@ -130,6 +130,11 @@ class TargetAttention(tf.keras.layers.Layer):
         shape = tf.shape(x)
         split = tf.reshape(x, (shape[0], shape[1], self.heads, self.dim))
         return tf.transpose(split, (0, 2, 1, 3))
+
+
+def standard(rate: Any) -> Any:
+    """A share on the scale of the other numbers: 0.5 becomes 0, a quarter more or less 1."""
+    return (rate - 0.5) * 4.0
 
 
 def _rate(liked: Any, counted: Any) -> Any:

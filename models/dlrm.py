@@ -75,9 +75,10 @@ class Outputs:
 class Ranker(tf.keras.Model):
     """DLRM with target attention over the history as further interacting vectors.
 
-    The heads share everything below them: p(watched), p(positive label | shown) and the watch
-    time. A candidate's own vector is the sum of its features' vectors. `watch_time` and `scoring`
-    say what the outputs mean; the ranker stage fits them.
+    Tasks: p(positive label | shown) and watch time share everything below their heads; p(watched)
+    has a perceptron of its own on the same vectors. A candidate's own vector is the sum of its
+    features' vectors. `watch_time` and `scoring` say what the outputs mean; the ranker stage fits
+    them.
 
     Source: Naumov et al., Deep Learning Recommendation Model, 2019; models.attention.
     """
@@ -101,6 +102,7 @@ class Ranker(tf.keras.Model):
         )
         self.bottom = mm.MLPBlock([*config.bottom_layers, dim])
         self.top = mm.MLPBlock(list(config.top_layers), dropout=config.dropout or None)
+        self.watch_top = mm.MLPBlock(list(config.top_layers), dropout=config.dropout or None)
         self.label_head = tf.keras.layers.Dense(1, name="label_head")
         self.watch_head = tf.keras.layers.Dense(1, name="watch_head")
         self.time_head = tf.keras.layers.Dense(WatchTime.width, name="time_head")
@@ -117,14 +119,19 @@ class Ranker(tf.keras.Model):
                 them counts.
             candidates: features of the videos, [batch, k, 1 or length].
         """
-        hidden = self._hidden(query, candidates, training)
+        joined = self._joined(query, candidates, training)
+        hidden = self.top(joined, training=training)
+        # What is watched of a list must not bend what the label has taught the layers below.
+        below = tf.stop_gradient(joined) if self.has_label else joined
+        watch = self.watch_top(below, training=training)
         return Outputs(
             self.label_head(hidden)[..., 0],
-            self.watch_head(hidden)[..., 0],
+            self.watch_head(watch)[..., 0],
             self.time_head(hidden)[..., 0],
         )
 
-    def _hidden(self, query: Tensors, candidates: Tensors, training: bool) -> Any:
+    def _joined(self, query: Tensors, candidates: Tensors, training: bool) -> Any:
+        """Inputs of the top perceptrons: [numbers, bottom, interactions, candidate]."""
         fields = self.fields
         video = self._embedded(self.video_embeddings, fields.video, candidates)
         item = tf.reduce_sum(video, axis=2)
@@ -140,12 +147,12 @@ class Ranker(tf.keras.Model):
             training=training,
         )
         k = tf.shape(item)[1]
-        bottom = self.bottom(self._numbers(query, candidates, seen, k), training=training)
+        numbers = self._numbers(query, candidates, seen, k)
+        bottom = self.bottom(numbers, training=training)
         user = [self._embedded(self.query_embeddings, fields.query, query)] if fields.query else []
         user = _for_each(tf.concat([*user, seen.pooled[:, :, None, :]], axis=2), k)
         stacked = tf.concat([user, video, seen.vectors, bottom[:, :, None, :]], axis=2)
-        joined = tf.concat([bottom, interactions(stacked), item], axis=2)
-        return self.top(joined, training=training)
+        return tf.concat([numbers, bottom, interactions(stacked), item], axis=2)
 
     def _embedded(self, tables: Any, fields: tuple[Feature, ...], values: Tensors) -> Any:
         """Vectors of fields [batch, n, 1 or length]; float32 [batch, n, fields, dim]."""

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from models.blend import MAX_QUERIES, Blend, Parts, choose_blend
 from models.co_watch import co_watch_vectors, log_popularity, trend
+from models.cold import cold_boost
 from models.inputs import FeatureTables, SampleBatches, sample_columns
 from models.metrics import Float32, retrieval_metrics, top_k
 from models.queries import Queries, held_out_queries
@@ -50,10 +51,8 @@ def train_retriever(run: Run, config: Config, report: Report = no_report) -> dic
     valid = _valid_queries(store, tables.spec, config)
     watches = Watches.read(store, tables.spec, "train")
     searched, progress, summary = _search(setting, watches, valid)
-    blend = Blend()
-    if config.retriever.blend:
-        blend = _choose_blend(searched, setting, watches, valid)
-        fill_fixed(searched, tables, watches, blend)
+    blend = _choose_blend(searched, setting, watches, valid) if config.retriever.blend else Blend()
+    fill_fixed(searched, setting, watches, blend, valid)
     blended = recall(searched, tables, valid)
     summary |= {"blend": blend.as_dict(), "valid_recall@100": round(blended, 4)}
     model = searched
@@ -63,7 +62,7 @@ def train_retriever(run: Run, config: Config, report: Report = no_report) -> dic
             setting, "refit", ("train", "valid"), everything, summary["objective"],
             epochs=progress.best_epoch,
         )  # fmt: skip
-        fill_fixed(model, tables, everything, blend)
+        fill_fixed(model, setting, everything, blend, valid)
     with replaced_folder(run.retriever) as target:
         for prefix, one in (("", model), ("search_", searched)):
             save_weights(one, target / f"{prefix}weights.npz")
@@ -189,7 +188,7 @@ def by_video_index(values: Float32, tables: FeatureTables) -> Float32:
 def _choose_blend(model: TwoTower, setting: Setting, watches: Watches, valid: Queries) -> Blend:
     """The blend that validation prefers, with each part's scores computed once."""
     queries = valid.sample(MAX_QUERIES, setting.config.seed)
-    fill_fixed(model, setting.tables, watches, Blend(co_watch=1.0))
+    _set_fixed(model, setting.tables, watches, Blend(co_watch=1.0))
     vectors = query_vectors(model, setting.tables, queries.samples)
     candidates = candidate_vectors(model, setting.tables)
     learned = setting.config.retriever.embedding_dim
@@ -199,8 +198,20 @@ def _choose_blend(model: TwoTower, setting: Setting, watches: Watches, valid: Qu
     return choose_blend(parts, queries, setting.config.retriever.co_watch_weight)
 
 
-def fill_fixed(model: TwoTower, tables: FeatureTables, watches: Watches, blend: Blend) -> None:
-    """Set the weights that are computed from the log: co-watch vectors, trend, popularity."""
+def fill_fixed(
+    model: TwoTower, setting: Setting, watches: Watches, blend: Blend, valid: Queries
+) -> None:
+    """Set what is computed from the log: co-watch vectors, trend, popularity, cold videos."""
+    _set_fixed(model, setting.tables, watches, blend)
+    cold = watches.counts == 0
+    queries = valid.sample(MAX_QUERIES, setting.config.seed)
+    vectors = query_vectors(model, setting.tables, queries.samples)
+    scores = vectors @ candidate_vectors(model, setting.tables).T
+    boost = cold_boost(scores, cold, queries.excluded, setting.config.retriever.cold_share)
+    model.offset.assign_add(np.where(cold, np.float32(boost), np.float32(0)))
+
+
+def _set_fixed(model: TwoTower, tables: FeatureTables, watches: Watches, blend: Blend) -> None:
     vectors = co_watch_vectors(watches, model.config.co_watch_dim)
     model.co_history.assign(by_video_index(vectors.history, tables))
     model.co_video.assign(by_video_index(vectors.video * np.float32(blend.co_watch), tables))

@@ -83,7 +83,8 @@ class RankerWeights:
         query_numbers, video_numbers: names of the bottom perceptron's inputs, in order; the
             numbers of attention follow each group.
         item_numbers: those of video_numbers that describe the candidate itself, by `item`.
-        bottom, top: perceptrons; `top` reads [bottom output, interactions, candidate].
+        bottom, top, watch_top: perceptrons; the latter two read [the inputs of the bottom one,
+            its output, interactions, candidate]; the watch head is on `watch_top`.
         scoring: calibration and score weights; heads that the data does not train are None.
     """
 
@@ -97,6 +98,7 @@ class RankerWeights:
     attention: AttentionWeights
     bottom: tuple[Dense, ...]
     top: tuple[Dense, ...]
+    watch_top: tuple[Dense, ...]
     watch_head: Dense
     label_head: Dense | None
     time_head: Dense | None
@@ -135,6 +137,7 @@ def ranker_weights(model: Ranker) -> RankerWeights:
         attention=_attention(model),
         bottom=_perceptron(model.bottom),
         top=_perceptron(model.top),
+        watch_top=_perceptron(model.watch_top),
         watch_head=_dense(model.watch_head),
         label_head=_dense(model.label_head) if model.has_label else None,
         time_head=_dense(model.time_head) if model.has_watch_time else None,

@@ -57,7 +57,8 @@ def ranker_graph(weights: RankerWeights, layout: RankerLayout) -> bytes:
     slots = {slot.name: slot for slot in layout.slots}
     item = _item(g, weights, layout)
     seen = _attend(g, weights, slots, item)
-    bottom = _bottom(g, weights, layout, seen)
+    numbers = _Numbers(g, weights, layout, seen)
+    bottom = _bottom(g, weights, numbers)
     user = [g.embed("query_index", slots[n], weights.tables[n]) for n in weights.query_fields]
     query = g.op("Unsqueeze", g.op("Concat", *user, seen.pooled, axis=1), g.ints(1))
     size = g.op("Slice", g.op("Shape", "video_vector"), g.ints(0), g.ints(2), g.ints(0))
@@ -74,10 +75,9 @@ def ranker_graph(weights: RankerWeights, layout: RankerLayout) -> bytes:
     before = (*weights.query_fields, POOLED)
     order = (*before, *layout.video_fields, *heads, BOTTOM)
     wanted = (*before, *weights.video_fields, *heads, BOTTOM)
-    hidden = g.op("Concat", bottom, _interactions(g, fields, order, wanted), item, axis=2)
-    for layer in weights.top:
-        hidden = g.dense(hidden, layer)
-    _score(g, hidden, weights)
+    rest = g.op("Concat", bottom, _interactions(g, fields, order, wanted), item, axis=2)
+    hidden, watch = (_top(g, layers, rest, numbers) for layers in (weights.top, weights.watch_top))
+    _score(g, hidden, watch, weights)
     return g.model(_inputs(layout, dim), [_scores("score")], "ranker")
 
 
@@ -125,7 +125,8 @@ def _attend(g: Graph, weights: RankerWeights, slots: dict[str, Slot], item: str)
         worth = g.op("Mul", g.op("Sub", score, rate), present)
         newest = g.op("Mul", present, g.constant(_newest(slots["long_history"].length)))
         newest_count = g.op("ReduceSum", newest, g.ints(1), keepdims=1)
-        user_numbers += [rate, _rate(g, g.op("Mul", score, newest), newest_count)]
+        newest_rate = _rate(g, g.op("Mul", score, newest), newest_count)
+        user_numbers += [_standard(g, rate), _standard(g, newest_rate)]
     weight = g.op("Unsqueeze", g.op("Div", worth, root), g.ints(1))
     pooled = g.op("MatMul", weight, g.op("Gather", g.constant(attention.pool), history))
     keys = _split_heads(g, g.op("Gather", g.constant(attention.keys), history), weights)
@@ -163,6 +164,10 @@ def _rate(g: Graph, liked: str, count: str) -> str:
     return g.op("Div", above, g.op("Add", count, g.number(PRIOR_WATCHES)))
 
 
+def _standard(g: Graph, rate: str) -> str:
+    return g.op("Mul", g.op("Sub", rate, g.number(0.5)), g.number(4))
+
+
 def _split_heads(g: Graph, x: str, weights: RankerWeights) -> str:
     """[batch, n, heads * dim] becomes [batch, heads, n, dim]."""
     split = g.op("Reshape", x, g.ints(0, 0, weights.attention.heads, weights.attention.dim))
@@ -188,26 +193,48 @@ def _attention(g: Graph, weights: RankerWeights, item: str, keys: str, present: 
     return g.columns(share, 0, -1, axis=3)
 
 
-def _bottom(g: Graph, weights: RankerWeights, layout: RankerLayout, seen: _Seen) -> str:
-    """The bottom perceptron; the request's part of its first layer is computed once.
+class _Numbers:
+    """The inputs of the bottom perceptron, which the top ones read too.
 
-    Returns:
-        the name of a float32 tensor [batch, k, dim].
+    A layer's part for the numbers of the request is computed once per request.
     """
+
+    def __init__(self, g: Graph, weights: RankerWeights, layout: RankerLayout, seen: _Seen) -> None:
+        self._g = g
+        self._user = g.op("Concat", "query_value", seen.user_numbers, axis=1)
+        self._pair = g.op("Concat", "video_value", seen.pair_numbers, axis=2)
+        graded, heads = weights.attention.labels is not None, weights.attention.heads
+        first_video = len(weights.query_numbers) + (3 if graded else 1)
+        first_pair = first_video + len(weights.video_numbers)
+        self.count = first_pair + heads * (2 if graded else 1)
+        rows = [weights.query_numbers.index(name) for name in layout.query_values]
+        self._user_rows = [*rows, *range(len(weights.query_numbers), first_video)]
+        rows = [first_video + weights.video_numbers.index(name) for name in layout.video_values]
+        self._pair_rows = [*rows, *range(first_pair, self.count)]
+
+    def times(self, kernel: npt.NDArray[np.float32]) -> str:
+        """The numbers times the first rows of a kernel; [batch, k, width]."""
+        g = self._g
+        user = g.op("MatMul", self._user, g.constant(kernel[self._user_rows]))
+        pair = g.op("MatMul", self._pair, g.constant(kernel[self._pair_rows]))
+        return g.op("Add", pair, g.op("Unsqueeze", user, g.ints(1)))
+
+
+def _bottom(g: Graph, weights: RankerWeights, numbers: _Numbers) -> str:
+    """The bottom perceptron; [batch, k, dim]."""
     first = weights.bottom[0]
-    num_history = 3 if weights.attention.labels is not None else 1
-    num_query, num_video = len(weights.query_numbers), len(weights.video_numbers)
-    user_end = num_query + num_history
-    rows = [weights.query_numbers.index(name) for name in layout.query_values]
-    user_kernel = first.kernel[[*rows, *range(num_query, user_end)]]
-    rows = [user_end + weights.video_numbers.index(name) for name in layout.video_values]
-    pair_kernel = first.kernel[[*rows, *range(user_end + num_video, len(first.kernel))]]
-    user = g.op("Concat", "query_value", seen.user_numbers, axis=1)
-    user = g.dense(user, Dense(user_kernel, first.bias, "linear"))
-    pair = g.op("Concat", "video_value", seen.pair_numbers, axis=2)
-    pair = g.op("MatMul", pair, g.constant(pair_kernel))
-    hidden = g.op("Relu", g.op("Add", pair, g.op("Unsqueeze", user, g.ints(1))))
+    hidden = g.op("Relu", g.op("Add", numbers.times(first.kernel), g.constant(first.bias)))
     for layer in weights.bottom[1:]:
+        hidden = g.dense(hidden, layer)
+    return hidden
+
+
+def _top(g: Graph, layers: tuple[Dense, ...], rest: str, numbers: _Numbers) -> str:
+    """A perceptron on [numbers, rest]; [batch, k, width]."""
+    first = layers[0]
+    after = Dense(first.kernel[numbers.count :], first.bias, "linear")
+    hidden = g.op("Relu", g.op("Add", numbers.times(first.kernel), g.dense(rest, after)))
+    for layer in layers[1:]:
         hidden = g.dense(hidden, layer)
     return hidden
 
@@ -222,12 +249,12 @@ def _interactions(g: Graph, fields: str, order: tuple[str, ...], wanted: tuple[s
     return g.op("Gather", flat, g.constant(pairs), axis=2)
 
 
-def _score(g: Graph, hidden: str, weights: RankerWeights) -> None:
+def _score(g: Graph, hidden: str, watch: str, weights: RankerWeights) -> None:
     """The weighted sum of models.ranker_predict.combined."""
     scoring, chosen = weights.scoring, weights.scoring.weights
     terms = [
         ("candidate_score", chosen.retrieval),
-        (_log_probability(g, hidden, weights.watch_head, scoring.watch), chosen.watch),
+        (_log_probability(g, watch, weights.watch_head, scoring.watch), chosen.watch),
     ]
     if weights.label_head is not None:
         log_p = _log_probability(g, hidden, weights.label_head, scoring.label)

@@ -8,7 +8,7 @@ videos that a user had watched before.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,6 @@ from models.evaluation.results import Values, arrays, summarise
 from models.evaluation.retrieval import Bench, segment_means, stacked
 from models.evaluation.trees import Trees, read_events
 from models.evaluation.tuning import baseline_scorer, best_on_validation
-from models.metrics import Float32, Int64
 from models.queries import Queries, held_out_queries, rolling_queries
 from models.watches import Catalogue, Watches
 from workflow.console import Report, no_report
@@ -36,8 +35,6 @@ MAX_SCORES = 2_000_000_000  # (query, video) pairs that one model is asked for: 
 MAX_VALID_QUERIES = 5_000
 TUNING_WATCHES = 2_000_000  # settings of baselines are chosen on users with about that many
 TWO_TOWER, DLRM = "two_tower", "dlrm"
-# The ranker's scores of candidates from their rows, int64 [n, k], and retrieval scores, float32.
-CandidateScores = Callable[[Trained, Queries, Int64, Float32], Float32]
 
 
 @dataclass
@@ -56,10 +53,7 @@ class Evaluation:
 
 
 def evaluate(
-    seeds: Sequence[Trained],
-    last_out: Sequence[Trained],
-    candidate_scores: CandidateScores | None = None,
-    report: Report = no_report,
+    seeds: Sequence[Trained], last_out: Sequence[Trained], report: Report = no_report
 ) -> Evaluation:
     """Evaluate the models of one or more seeds; the first seed is the run itself.
 
@@ -70,7 +64,6 @@ def evaluate(
         seeds: trained on the run's own split.
         last_out: retrievers trained without each user's last watches, one per seed; none where
             that is the run's own split.
-        candidate_scores: how the ranker scores retrieved candidates; None leaves end-to-end out.
     Raises:
         DataError: the test part has no new watch of a user with a history.
     """
@@ -81,7 +74,6 @@ def evaluate(
         "seeds": [trained.config.seed for trained in seeds],
         "retrieval": {},
         "ranker": None,
-        "end_to_end": None,
         "off_policy": None,
     }
     evaluation = Evaluation(result)
@@ -94,13 +86,13 @@ def evaluate(
         other = Protocol.fit(last_out, report)
         other.judge("leave_last_out", other.bench(_held_out(last_out[0])), evaluation)
     _judge_rankers(seeds, evaluation, report)
-    if candidate_scores is not None:
-        served = [_served(trained, bench.queries, candidate_scores) for trained in seeds]
-        baselines = {name: values[name] for name in values if name != TWO_TOWER}
-        result["end_to_end"] = end_to_end(bench, served, baselines)
-        lists = stacked([bench.judge_lists(one.ranked) for one in served])
-        evaluation.per_user |= arrays("end_to_end", {SERVED: lists})
-        evaluation.per_user["end_to_end/user_row"] = bench.user_row
+    report(0, 1, "served lists")
+    served = [_served(trained, bench.queries) for trained in seeds]
+    baselines = {name: values[name] for name in values if name != TWO_TOWER}
+    result["end_to_end"] = end_to_end(bench, served, baselines)
+    lists = stacked([bench.judge_lists(one.ranked) for one in served])
+    evaluation.per_user |= arrays("end_to_end", {SERVED: lists})
+    evaluation.per_user["end_to_end/user_row"] = bench.user_row
     return evaluation
 
 
@@ -224,7 +216,7 @@ def _reliability(events: Events, by_seed: list[Predictions]) -> list[dict[str, f
 
 
 # --- end to end ----------------------------------------------------------------------------------
-def _served(trained: Trained, queries: Queries, scores: CandidateScores) -> Served:
-    exact, approximate, retrieval_scores = trained.candidates(queries)
-    ranked = scores(trained, queries, approximate, retrieval_scores)
-    return Served(exact, approximate, ranked_lists(approximate, ranked))
+def _served(trained: Trained, queries: Queries) -> Served:
+    exact, approximate = trained.candidates(queries)
+    scores = trained.candidate_scores(queries, approximate)
+    return Served(exact, approximate, ranked_lists(approximate, scores))

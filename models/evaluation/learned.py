@@ -90,12 +90,11 @@ class Trained:
         scores, _ = combined(predictor.model, out, retrieval)
         return scores
 
-    def candidates(self, queries: Queries) -> tuple[Int64, Int64, Float32]:
+    def candidates(self, queries: Queries) -> tuple[Int64, Int64]:
         """Best unwatched videos by exact search and by the served index.
 
         Returns:
-            int64 [queries, num_candidates] each, best first, 0 fills up; and float32, the
-            retrieval scores of the latter.
+            int64 [queries, num_candidates] each, best first; 0 fills up.
         """
         self.run.require(self.run.index / "index.faiss", "index", "marquee index")
         report = read_json(self.run.index / "report.json")
@@ -103,14 +102,10 @@ class Trained:
         set_effort(index, report["kind"], report["effort"])
         vectors, k = self.query_vectors(queries), report["num_candidates"]
         approximate = np.zeros((len(queries), k), np.int64)
-        scores = np.zeros((len(queries), k), np.float32)
         for row in range(len(queries)):  # one at a time, with the over-fetch of serving
             watched = queries.excluded[row]
-            values, found = index.search(
-                vectors[row : row + 1], min(k + len(watched), index.ntotal)
-            )
-            kept = np.flatnonzero((found[0] >= 0) & ~np.isin(found[0] + 1, watched))[:k]
-            approximate[row, : len(kept)] = found[0][kept] + 1
-            scores[row, : len(kept)] = values[0][kept]
-        exact = top_k(vectors, self.candidate_vectors, queries.excluded, k)
-        return exact, approximate, scores
+            _, found = index.search(vectors[row : row + 1], min(k + len(watched), index.ntotal))
+            rows = found[0][found[0] >= 0] + 1
+            rows = rows[~np.isin(rows, watched)][:k]
+            approximate[row, : len(rows)] = rows
+        return top_k(vectors, self.candidate_vectors, queries.excluded, k), approximate

@@ -80,12 +80,13 @@ class WeightedLogistic:
         return np.exp(outputs[:, 0]) * self.mean, outputs[:, 0]
 
 
-class D2QSquared(WatchTime):
-    """D2Q with the squared error of the paper."""
+class D2QCrossEntropy(WatchTime):
+    """The quantile as a soft label: the same optimum as with squared error, other gradients."""
 
     def loss(self, outputs: Array, watch_s: Array, duration_s: Array, watched: Array) -> Array:
-        error = tf.sigmoid(outputs[:, 0]) - self.quantile(watch_s, duration_s)
-        return 12 * tf.reduce_mean(tf.square(error))  # relative to a quantile's variance
+        target = self.quantile(watch_s, duration_s)
+        errors = tf.nn.sigmoid_cross_entropy_with_logits(target, outputs[:, 0])
+        return tf.reduce_mean(errors)
 
 
 LEVELS = np.arange(1, NUM_BINS, dtype=np.float32) / NUM_BINS
@@ -118,12 +119,16 @@ class OrdinalInGroups(WatchTime):
         width = tf.maximum(most - least, 1e-6)
         return tf.clip_by_value((most[:, None] - LEVELS) / width[:, None], 0.0, 1.0)
 
-    def decode(self, outputs: Array, duration_s: Array) -> tuple[Array, Array]:
+    def passed(self, outputs: Array) -> Array:
+        """Probability of passing each threshold, [n, NUM_BINS + 1], falling from 1 to 0."""
         falls = np.logaddexp(0, outputs[:, 1:] + self.FALL)
         first = outputs[:, :1] + PRIOR[0]
         logits = np.concatenate([first, first - np.cumsum(falls, axis=1)], axis=1)
-        passed = np.exp(-np.logaddexp(0, -logits))
-        passed = np.pad(passed, [(0, 0), (1, 1)], constant_values=((0, 0), (1, 0)))
+        inner = np.exp(-np.logaddexp(0, -logits))
+        return np.pad(inner, [(0, 0), (1, 1)], constant_values=((0, 0), (1, 0)))
+
+    def decode(self, outputs: Array, duration_s: Array) -> tuple[Array, Array]:
+        passed = self.passed(outputs)
         fall = np.maximum(passed[:, :-1] - passed[:, 1:], 1e-6)
         thresholds = self.groups.thresholds(duration_s)
         before_median = np.clip((passed[:, :-1] - 0.5) / fall, 0, 1)
@@ -144,6 +149,6 @@ HEADS: dict[str, type[Head]] = {
     "weighted_logistic": WeightedLogistic,
     "ordinal_seconds": OrdinalOfSeconds,
     "ordinal_groups": OrdinalInGroups,
-    "d2q_squared": D2QSquared,
+    "d2q_cross_entropy": D2QCrossEntropy,
     "d2q": WatchTime,
 }

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 
 PROTOCOLS = {"temporal", "leave_last_out", "rolling"}
 BASELINES = {"popularity", "popularity_30_days", "item_knn", "ease", "ials"}
@@ -17,10 +18,16 @@ RANKER = {"auc", "per_user_auc", "log_loss", "ece", "watch_mae_s", "xauc"}
 SEGMENTS = {"new", "light", "heavy", "head", "torso", "tail", "cold"}
 
 
+def patient(marquee: Any, *words: Any) -> Any:
+    """A call that trains three models more and may take minutes on a busy machine."""
+    return marquee.finish(marquee.start(*words), timeout_s=900)
+
+
+@pytest.mark.timeout(1800)
 def test_evaluate(marquee: Any, sim_run: Any, contents: Any) -> None:
     before = contents(sim_run.folder)
     words = ("evaluate", "--run", sim_run.folder, "--set", "evaluation.seeds=2")
-    result = marquee.json(*words)
+    result = patient(marquee, *words, "--json").json
     assert result["format"] == 2 and result["seeds"] == [7, 8]
     assert set(result["retrieval"]) == PROTOCOLS
     for part in result["retrieval"].values():
@@ -36,7 +43,7 @@ def test_evaluate(marquee: Any, sim_run: Any, contents: Any) -> None:
     after = contents(sim_run.folder)
     changed = {name for name in before if after.get(name) != before[name]}
     assert changed <= {"config.json"}  # the number of seeds
-    again = marquee(*words, "--json")
+    again = patient(marquee, *words, "--json")
     assert again.json == result
     assert "= Train retriever: up to date" in again.err and "epoch" not in again.err
 

@@ -18,6 +18,7 @@ from scipy.stats import rankdata, spearmanr
 
 from models.watch_groups import MAX_GROUPS, MIN_WATCHES_PER_GROUP, NUM_BINS, DurationGroups
 from models.watch_time import WatchTime
+from tests.bench.watch_heads import HEADS, OrdinalInGroups
 from workflow.errors import MissingArtifactError, TrainingError
 
 NAN = np.float32(np.nan)
@@ -184,10 +185,9 @@ def test_loss_counts_measured_watches_only() -> None:
     with tf.GradientTape() as tape:
         loss = head.loss(outputs, watch, duration, watched)
     q, p = np.array([0.25, 0.75]), 1 / (1 + np.exp([0.0, -1.0]))
-    expected = -(q * np.log(p) + (1 - q) * np.log(1 - p))
-    assert float(loss) == pytest.approx(expected.mean(), abs=1e-3)
+    assert float(loss) == pytest.approx((2 * (p - q) ** 2).mean(), abs=1e-3)
     gradient = tape.gradient(loss, outputs).numpy()[:, 0]
-    np.testing.assert_allclose(gradient, [*(p - q) / 2, 0, 0, 0], atol=1e-3)
+    np.testing.assert_allclose(gradient, [*(2 * (p - q) * p * (1 - p)), 0, 0, 0], atol=1e-3)
     nothing = head.loss(outputs, watch, duration, tf.zeros(5))
     assert float(nothing) == 0.0
 
@@ -211,9 +211,49 @@ def test_statistics_survive_the_disk_without_pickle(tmp_path: Path) -> None:
         WatchTime.load(tmp_path / "a" / "b" / "absent.npz")
 
 
+# --- the targets it is compared with (tests/bench/watch_time.py) ---------------------------------
+@pytest.mark.parametrize("name", [name for name in HEADS if "d2q" not in name])
+def test_compared_targets_find_their_optimum(name: str) -> None:
+    """One constant output for equal videos: the mean, or the median, of what was watched."""
+    rng = np.random.default_rng(5)
+    watch = np.minimum(rng.lognormal(4, 1, 4_000), 200).astype(np.float32)
+    duration = np.full(4_000, 200, np.float32)
+    head = HEADS[name].fit(watch, duration)
+    output = tf.Variable(tf.zeros([1, head.width]))
+    optimizer = tf.keras.optimizers.Adam(0.05)
+    optimizer.build([output])
+
+    @tf.function
+    def step() -> None:
+        with tf.GradientTape() as tape:
+            repeated = tf.repeat(output, len(watch), axis=0)
+            loss = head.loss(repeated, watch, duration, tf.ones_like(watch))
+        optimizer.apply_gradients([(tape.gradient(loss, output), output)])
+
+    for _ in range(150):
+        step()
+    expected = {
+        "regression": np.expm1(np.log1p(watch).mean()),
+        "weighted_logistic": watch.mean(),
+    }
+    seconds, relevance = head.decode(output.numpy(), duration[:1])
+    assert seconds[0] == pytest.approx(expected.get(name, np.median(watch)), rel=0.02)
+    assert name in expected or relevance[0] == pytest.approx(0.5, abs=0.01)
+
+
+@given(st.lists(st.floats(-30, 30, width=32), min_size=NUM_BINS - 1, max_size=NUM_BINS - 1))
+def test_ordinal_thresholds_are_passed_less_and_less(outputs: list[float]) -> None:
+    head = OrdinalInGroups(ORDINARY.groups)
+    passed = head.passed(np.array([outputs], np.float32))[0]
+    assert passed[0] == 1 and passed[-1] == 0 and (np.diff(passed) <= 0).all()
+    seconds, relevance = head.decode(np.array([outputs], np.float32), np.float32([300]))
+    assert 0 <= seconds[0] <= 300 and 0 < relevance[0] < 1
+
+
 WATCH, DURATION, _INTEREST = planted(3_000, interest_weight=0.5)
-HEADS = [
-    WatchTime.fit(WATCH, DURATION),
+ORDINARY = WatchTime.fit(WATCH, DURATION)
+FITTED = [
+    ORDINARY,
     WatchTime.fit(WATCH, np.full(3_000, NAN)),
     WatchTime.fit(np.minimum(WATCH, 60), np.full(3_000, 60.0)),
 ]
@@ -222,7 +262,7 @@ ROWS = st.lists(
         st.floats(-200, 200, width=32),
         st.one_of(
             st.floats(0, 1e6, width=32),
-            st.sampled_from([float("nan"), 0.0, -1.0, 60.0, *map(float, HEADS[0].groups.edges)]),
+            st.sampled_from([float("nan"), 0.0, -1.0, 60.0, *map(float, ORDINARY.groups.edges)]),
         ),
     ),
     min_size=1,
@@ -231,7 +271,7 @@ ROWS = st.lists(
 
 
 @settings(deadline=None)
-@given(st.sampled_from(HEADS), ROWS)
+@given(st.sampled_from(FITTED), ROWS)
 def test_numpy_decodes_as_tensorflow(head: WatchTime, rows: list[tuple[float, float]]) -> None:
     outputs, duration = (np.array(column, np.float32) for column in zip(*rows, strict=True))
     seconds, relevance = head.decode(outputs[:, None], duration)
