@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,10 @@ def test_verb_and_options_exist(words: list[str]) -> None:
         known |= {f"--{column.name}" for column in SIM.features("context")}
     used = {word.partition("=")[0] for word in words[1:] if word.startswith("-")}
     assert used <= known
-    required = {max(p.opts, key=len) for p in verb.params if p.required}
-    assert required <= used
+    required = [p for p in verb.params if p.required]
+    assert {max(p.opts, key=len) for p in required if p.param_type_name == "option"} <= used
+    given = list(takewhile(lambda word: not word.startswith("-"), words[1:]))
+    assert len(given) == sum(p.param_type_name == "argument" for p in required)
 
 
 @pytest.mark.parametrize("words", OF_MARQUEE, ids=" ".join)

@@ -150,7 +150,7 @@ def judge_cold(queries: Queries, found: Mask, cold: Mask, num_videos: int) -> fl
 def judge_pages(trained: Trained, queries: Queries, withheld: Withheld) -> float:
     """Share of cold videos on the pages that are served."""
     some = queries.sample(PAGES, SEED)
-    _, candidates, _ = trained.candidates(some)
+    _, candidates = trained.candidates(some)
     pages = ranked_lists(candidates, trained.candidate_scores(some, candidates))[:, :PAGE]
     cold = withheld.is_cold(pages)
     retrieved = withheld.is_cold(candidates)

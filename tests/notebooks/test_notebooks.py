@@ -35,8 +35,8 @@ TINY_SIM = ["sim.num_users=2000", "sim.num_videos=500", "sim.num_events=40000"]
 # What a notebook must have found out, on any data.
 FINDINGS = {
     "01_features": ["0 values differ", "\n0 of "],
-    "02_retrieval": ["recall@", "This run serves: flat"],
-    "03_ranking": ["log loss"],
+    "02_retrieval": ["objective: ", "blend: {", "recall@", "This run serves: flat"],
+    "03_ranking": ["log loss", "candidates each", "weights: retrieval", "NDCG@10 of the served"],
     "04_serving": ["equals the ensemble: True", "server gone: True"],
 }
 Executed = dict[str, Future[Any]]  # notebook's name -> itself with outputs, or its error
