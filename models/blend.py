@@ -60,7 +60,7 @@ def choose_blend(parts: Parts, queries: Queries, co_watch: float) -> Blend:
 
     Quality is the mean of recall@100 and NDCG@10. Of the weights whose quality is within one
     standard error of the best: the largest of the trend, since it goes on after the validation
-    part, and that of popularity which shows the most videos. Twice, since each depends on the other.
+    part, and that of popularity which shows the most videos. Twice: each depends on the other.
 
     Source: the one-standard-error rule, Breiman et al., Classification and Regression Trees, 1984.
     """
