@@ -115,6 +115,7 @@ class RankerConfig(TrainConfig):
     log(1 + seconds) watched `watch_time_gain` more: learned score weights maximise that.
     """
 
+    patience: int = Field(2, ge=1)
     embedding_dim: int = Field(32, ge=2)
     bottom_layers: tuple[int, ...] = (64, 32)
     top_layers: tuple[int, ...] = (128, 64)
