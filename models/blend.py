@@ -58,8 +58,9 @@ class Parts:
 def choose_blend(parts: Parts, queries: Queries, co_watch: float) -> Blend:
     """Trend and popularity weights for a given weight of the co-watch score.
 
-    One weight after the other, twice: among the values whose quality (mean of recall@100 and
-    NDCG@10) is within one standard error of the best, the one that shows the most videos.
+    Quality is the mean of recall@100 and NDCG@10. Of the weights whose quality is within one
+    standard error of the best: the largest of the trend, since it goes on after the validation
+    part, and that of popularity which shows the most videos. Twice, since each depends on the other.
 
     Source: the one-standard-error rule, Breiman et al., Classification and Regression Trees, 1984.
     """
@@ -70,7 +71,7 @@ def choose_blend(parts: Parts, queries: Queries, co_watch: float) -> Blend:
             quality, shown = zip(*(_judge(parts, blend, queries) for blend in tried), strict=True)
             best = int(np.argmax([one.mean() for one in quality]))
             near = [i for i, one in enumerate(quality) if _as_good(one, quality[best])]
-            chosen = tried[max(near, key=lambda i: (shown[i], quality[i].mean()))]
+            chosen = tried[max(near, key=shown.__getitem__) if name == "popularity" else near[-1]]
     return chosen
 
 

@@ -56,7 +56,7 @@ class FeatureTables:
         self._video = {f.name: tf.constant(store.video(f.name)) for f in spec.of_group("video")}
         self._duration_s = tf.constant(store.duration_s())
         histories = store.histories()
-        # One padding entry keeps look-ups valid when nobody has watched anything.
+        # The last entry is what every look-up before a user's first watch reads: padding.
         self._watched = tf.constant(np.r_[histories.video_row, np.int32(0)])
         self._liked: Any = None
         if histories.label is not None:
@@ -171,11 +171,9 @@ class FeatureTables:
         if feature.name == "session_history":
             first = tf.cast(batch["session_start"], tf.int64)
         at = end - feature.length + tf.range(feature.length, dtype=tf.int64)[None, :]
-        inside = at >= first[:, None]
-        rows = tf.gather(
-            self._watched, tf.where(inside, at, tf.shape(self._watched, tf.int64)[0] - 1)
-        )
-        return tf.gather(self._video["video_index"], tf.where(inside, rows, 0))
+        padding = tf.shape(self._watched, tf.int64)[0] - 1
+        rows = tf.gather(self._watched, tf.where(at >= first[:, None], at, padding))
+        return tf.gather(self._video["video_index"], rows)
 
 
 def _column(values: Any) -> Any:

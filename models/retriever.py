@@ -140,7 +140,7 @@ def _fit(
     fit = Fit(
         model=model,
         optimizer=optimizer,
-        step=gradient_step(model, optimizer, _loss(model, setting, watches)),
+        step=gradient_step(model, optimizer, batch_loss(model, setting, watches)),
         batches=batches,
         validate=None if valid is None else lambda: recall(model, tables, valid),
         checkpoints=setting.checkpoints / name.replace(" ", "_"),
@@ -150,7 +150,7 @@ def _fit(
     return model, fit.run(setting.report, f"retriever {name}")
 
 
-def _loss(model: TwoTower, setting: Setting, watches: Watches) -> Callable[[Any], Any]:
+def batch_loss(model: TwoTower, setting: Setting, watches: Watches) -> Callable[[Any], Any]:
     """batch of samples -> loss over the distinct videos that the batch drew."""
     tables, settings, objective = setting.tables, setting.config.retriever, model.objective
     per_user = np.bincount(watches.user_row, minlength=watches.num_users + 1)
