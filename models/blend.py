@@ -10,7 +10,7 @@ from models.metrics import Float32, Float64, ranking_metrics, top_lists
 from models.queries import Queries
 
 CHOICES = {
-    "trend": (0.0, 0.5, 1.0, 1.5, 2.0),
+    "trend": (0.0, 0.5, 1.0, 1.5),
     "popularity": (-0.1, 0.0, 0.1),
 }
 MAX_QUERIES = 1_000  # so that the choice costs seconds
