@@ -10,7 +10,7 @@ from models.metrics import Float32, Float64, ranking_metrics, top_lists
 from models.queries import Queries
 
 CHOICES = {
-    "trend": (0.0, 0.5, 1.0, 1.5, 2.0),
+    "trend": (0.0, 0.5, 1.0, 1.5),
     "popularity": (-0.1, 0.0, 0.1),
 }
 MAX_QUERIES = 1_000  # so that the choice costs seconds
@@ -60,7 +60,7 @@ def choose_blend(parts: Parts, queries: Queries, co_watch: float) -> Blend:
 
     Quality is the mean of recall@100 and NDCG@10. Of the weights whose quality is within one
     standard error of the best: the largest of the trend, since it goes on after the validation
-    part, and that of popularity which shows the most videos. Twice, since each depends on the other.
+    part, and that of popularity which shows the most videos. Twice: each depends on the other.
 
     Source: the one-standard-error rule, Breiman et al., Classification and Regression Trees, 1984.
     """

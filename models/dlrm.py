@@ -19,8 +19,9 @@ from models.watch_time import WatchTime
 from workflow.config import RankerConfig
 from workflow.features.spec import QUERY_GROUPS, Feature, FeatureSpec
 
-# The ranker attends to the long history; the retriever's shorter one says nothing more.
-LISTS = ("history", "long_history", "long_history_label")
+# Not fields of their own. Lists of the past are attended to through the long history; a mean of the
+# open session, like the user's id, is learned by heart: training gains, later weeks lose.
+NOT_FIELDS = ("user_index", "history", "session_history", "long_history", "long_history_label")
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,10 @@ class RankerFields:
 
     @classmethod
     def of(cls, spec: FeatureSpec) -> RankerFields:
-        """The user's id is left out: what it learns by heart does not last (see BENCHMARKS.md)."""
         query, query_numbers = split_kinds(spec.of_group(*QUERY_GROUPS))
         video, numbers = split_kinds(spec.of_group("video", "video_state", "cross"))
         return cls(
-            query=tuple(f for f in query if f.name not in (*LISTS, "user_index")),
+            query=tuple(f for f in query if f.name not in NOT_FIELDS),
             video=video,
             query_numbers=tuple(f.name for f in query_numbers),
             video_numbers=tuple(f.name for f in numbers),

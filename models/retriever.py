@@ -186,7 +186,9 @@ def by_video_index(values: Float32, tables: FeatureTables) -> Float32:
 
 
 def _choose_blend(model: TwoTower, setting: Setting, watches: Watches, valid: Queries) -> Blend:
-    """The blend that validation prefers, with each part's scores computed once."""
+    """The blend that validation users with a history prefer; each part is scored once."""
+    if valid.has_history.any():
+        valid = valid.take(np.flatnonzero(valid.has_history))
     queries = valid.sample(MAX_QUERIES, setting.config.seed)
     _set_fixed(model, setting.tables, watches, Blend(co_watch=1.0))
     vectors = query_vectors(model, setting.tables, queries.samples)

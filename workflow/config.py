@@ -89,9 +89,9 @@ class RetrieverConfig(TrainConfig):
     logq_correction: bool = True
     uniform_negatives: int = Field(0, ge=0)  # per batch, besides the batch's own videos
     co_watch_dim: int = Field(64, ge=1)
-    co_watch_weight: float = Field(0.25, ge=0)  # of the co-watch score, for more various lists
+    co_watch_weight: float = Field(0.15, ge=0)  # of the co-watch score, for more various lists
     blend: bool = True  # add co-watch vectors and, as validation says, trend and popularity
-    cold_share: float = Field(0.05, ge=0, le=1)  # of candidates: videos nobody watched yet
+    cold_share: float = Field(0.08, ge=0, le=1)  # of candidates: videos nobody watched yet
     max_valid_users: int = Field(5_000, ge=1)
 
 
@@ -115,6 +115,7 @@ class RankerConfig(TrainConfig):
     log(1 + seconds) watched `watch_time_gain` more: learned score weights maximise that.
     """
 
+    patience: int = Field(2, ge=1)
     embedding_dim: int = Field(32, ge=2)
     bottom_layers: tuple[int, ...] = (64, 32)
     top_layers: tuple[int, ...] = (128, 64)
