@@ -90,18 +90,25 @@ def _fit(
     valid: CandidateLists | None = None,
     epochs: int | None = None,
 ) -> tuple[Ranker, Progress]:
-    """Train on `parts`: with `valid` until validation AUC stops rising, or for `epochs` epochs."""
+    """Train on `parts`: with `valid` until validation AUC stops rising, or for `epochs` epochs.
+
+    The learning rate falls linearly over `max_epochs`, also where training ends before them.
+    """
     store, tables, config = setting.store, setting.tables, setting.config
     settings = config.ranker
     model = build_ranker(tables, config)
     if model.has_watch_time:
         model.watch_time = _watch_time(store, parts)
-    optimizer = tf.keras.optimizers.Adam(settings.learning_rate)
+    batches = TaskBatches(setting, past_lists(retrieval, parts, settings.list_queries), parts)
+    decay = tf.keras.optimizers.schedules.PolynomialDecay(
+        settings.learning_rate, settings.max_epochs * len(batches), settings.learning_rate / 20
+    )
+    optimizer = tf.keras.optimizers.Adam(decay)
     fit = Fit(
         model=model,
         optimizer=optimizer,
         step=gradient_step(model, optimizer, lambda batch: _loss(model, tables, batch)),
-        batches=TaskBatches(setting, past_lists(retrieval, parts, settings.list_queries), parts),
+        batches=batches,
         validate=None if valid is None else lambda: _valid_auc(model, setting, valid),
         checkpoints=setting.checkpoints / retrieval.phase,
         max_epochs=epochs or settings.max_epochs,

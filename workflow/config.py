@@ -120,7 +120,8 @@ class RankerConfig(TrainConfig):
     log(1 + seconds) watched `watch_time_gain` more: learned score weights maximise that.
     """
 
-    patience: int = Field(2, ge=1)
+    max_epochs: int = Field(4, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
     embedding_dim: int = Field(32, ge=2)
     bottom_layers: tuple[int, ...] = (64, 32)
     top_layers: tuple[int, ...] = (128, 64)
