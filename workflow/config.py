@@ -34,6 +34,11 @@ class SplitConfig(_Strict):
     valid_fraction: float = Field(0.1, gt=0, lt=0.5)
     test_fraction: float = Field(0.1, gt=0, lt=0.5)
 
+    @property
+    def by_order(self) -> bool:
+        """Whether an event knows what the log lists before it in the same second."""
+        return self.protocol == "leave_last_out"
+
 
 class ValidationConfig(_Strict):
     """What to do with imperfect rows.

@@ -37,7 +37,7 @@ from models.evaluation.retrieval import Bench
 from models.inputs import FeatureTables, SampleBatches, Tensors, sample_columns
 from models.queries import Queries, held_out_queries
 from models.retriever import build_two_tower, by_video_index, fill_fixed
-from models.targets import Goal, Targets
+from models.targets import OBJECTIVES, Goal, Targets
 from models.training import Fit, gradient_step
 from models.two_tower import TwoTower, candidate_vectors, query_vectors
 from models.watches import Catalogue, Watches
@@ -89,7 +89,7 @@ def uniform(data: Data, config: Config) -> Negatives:
 
 
 def cross_batch(data: Data, config: Config) -> Negatives:
-    return Queue(3, config.retriever.batch_size * 16, data.watches)
+    return Queue(3, config.retriever.batch_size * OBJECTIVES["future"].num_targets, data.watches)
 
 
 def mined(data: Data, config: Config) -> Negatives:

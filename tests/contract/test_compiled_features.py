@@ -23,6 +23,7 @@ from workflow.data.convert import convert
 from workflow.data.values import Place
 from workflow.features import tables as workflows
 from workflow.features.build import build_features
+from workflow.features.daily import RECENT_DAYS
 from workflow.features.fitted import CompiledTable, restore_workflow, save_fitted
 from workflow.features.history import Histories, session_pointer, session_starts
 from workflow.features.samples import time_context, video_age_days
@@ -116,6 +117,7 @@ def test_events(run: Run, rows: list[tuple[Any, ...]]) -> None:
     frame["hour"], frame["weekday"] = hour, weekday
     for name, values in (
         ("user_event_count", count), ("video_event_count", views), ("video_age_days", age),
+        ("video_event_count_7d", views), ("video_event_count_30d", count),
         ("user_label_rate", rate), ("video_label_rate", rate),
     ):  # fmt: skip
         frame[name] = np.array(values, np.float32)
@@ -285,10 +287,10 @@ def test_recent_watches(watches: list[tuple[int, int]], moments: list[int], leng
         for i, moment in enumerate(moments):
             known = [j + 3 for j, w in enumerate(watches) if w[0] == row and w[1] < moment]
             wanted = known[-length:]
-            got = stage.recent(rows, at, end, length, False)[i]
+            got = stage.recent(stage.watched_index, rows, at, end, length, False)[i]
             assert got.tolist() == [0] * (length - len(wanted)) + wanted
             wanted = known[len(known) - (end[i] - session[i]) :][-length:]
-            got = stage.recent(rows, at, end, length, True)[i]
+            got = stage.recent(stage.watched_index, rows, at, end, length, True)[i]
             assert got.tolist() == [0] * (length - len(wanted)) + wanted
 
 
@@ -308,7 +310,8 @@ def test_video_age(run: Run, ages: list[int | None]) -> None:
     days = video_age_days(stage.publish_time, np.full(len(ages) + 1, now))
     frame = pd.DataFrame({"device": pd.Series([None] * len(days), dtype=object), "slot": 0})
     frame["hour"] = frame["weekday"] = 0
-    for name in ("user_event_count", "video_event_count", "user_label_rate", "video_label_rate"):
+    counts = ("user_event_count", "video_event_count", *RECENT_DAYS)
+    for name in (*counts, "user_label_rate", "video_label_rate"):
         frame[name] = np.float32(0)
     frame["video_age_days"] = days
     expected = by_nvtabular(run, "events", frame)["video_age_days"]

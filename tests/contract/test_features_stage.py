@@ -261,7 +261,8 @@ def test_spec(runs: dict[int, Run]) -> None:
     assert len(names) == len(set(names))
     assert {f.name for f in spec.candidate()} == {"video_index", "language", "duration", "genres"}
     assert {f.name for f in spec.query()} == {
-        "user_index", "country", "age", "likes", "history", "session_history", "device", "slot",
+        "user_index", "country", "age", "likes", "history", "session_history", "long_history",
+        "device", "slot",
     }  # fmt: skip
     for feature in spec.of_group("user", "video"):
         values = getattr(store, feature.group)(feature.name)

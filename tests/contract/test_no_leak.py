@@ -116,18 +116,18 @@ def test_a_larger_log_with_ties() -> None:
 
 
 # --- planted leaks: the check above has to see each of them ---------------------------------------
-def _itself(user_row: Any, timestamp: Any) -> history.Positions:
+def _itself(user_row: Any, timestamp: Any, *, by_order: bool) -> history.Positions:
     right = ORIGINAL_POSITIONS(user_row, timestamp)
     return history.Positions(right.user_first, np.arange(len(user_row)) + 1)
 
 
-def _same_second(user_row: Any, timestamp: Any) -> history.Positions:
+def _same_second(user_row: Any, timestamp: Any, *, by_order: bool) -> history.Positions:
     """Earlier rows of the same second count as the past."""
     right = ORIGINAL_POSITIONS(user_row, timestamp)
     return history.Positions(right.user_first, np.arange(len(user_row)))
 
 
-def _next_event(user_row: Any, timestamp: Any) -> history.Positions:
+def _next_event(user_row: Any, timestamp: Any, *, by_order: bool) -> history.Positions:
     right = ORIGINAL_POSITIONS(user_row, timestamp)
     last = np.searchsorted(user_row, user_row, side="right")
     return history.Positions(right.user_first, np.minimum(right.known_until + 2, last))
@@ -158,10 +158,13 @@ ORIGINAL_SESSION = history.session_pointer
         (history, "positions", _next_event, "user_label_rate"),
         (DailyCounts, "before", _same_day, "video_event_count"),
         (DailyCounts, "before", _all_days, "video_label_rate"),
-        (daily, "RECENT_DAYS", {"video_event_count_7d": 8}, "video_event_count_7d"),
+        (
+            daily, "RECENT_DAYS", {"video_event_count_7d": 8, "video_event_count_30d": 30},
+            "video_event_count_7d",
+        ),
         (history, "session_pointer", _longer_session, "session"),
     ],
-)
+)  # fmt: skip
 def test_planted_leaks_are_caught(
     monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, leak: Any, seen: str
 ) -> None:

@@ -114,3 +114,12 @@ def test_smoothed_rate() -> None:
     got = smoothed_rate(np.array([0.0, 5.0, 90.0]), np.array([0.0, 10.0, 90.0]), 0.2)
     assert got.dtype == np.float32
     assert got.tolist() == pytest.approx([0.2, 7 / 20, 92 / 100])
+
+
+def test_by_order_the_same_second_counts_as_earlier() -> None:
+    """Leave-last-out goes by the order of the log; other users' events never count."""
+    user, time = np.array([1, 1, 1, 2, 2]), np.array([5, 5, 7, 7, 7])
+    strict, ordered = positions(user, time), positions(user, time, by_order=True)
+    assert strict.known_until.tolist() == [0, 0, 2, 3, 3]
+    assert ordered.known_until.tolist() == [0, 1, 2, 3, 4]
+    assert strict.user_first.tolist() == ordered.user_first.tolist() == [0, 0, 0, 3, 3]

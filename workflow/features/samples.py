@@ -72,7 +72,7 @@ def build_samples(
     columns: dict[str, npt.NDArray[np.generic]] = _pointers(events, known.histories, config)
     columns["part"] = part
     columns["watched"] = events["watched"].to_numpy().astype(np.int8)
-    columns |= _user_state(events, known.label_prior)
+    columns |= _user_state(events, known.label_prior, config)
     columns |= {c.name: events[c.name].to_numpy() for c in contract.features("context")}
     columns |= time_context(events["timestamp"].to_numpy(np.int64))
     columns["label"] = (
@@ -125,7 +125,7 @@ def _pointers(
 ) -> dict[str, npt.NDArray[np.generic]]:
     user = events["user_row"].to_numpy(np.int64)
     time = events["timestamp"].to_numpy(np.int64)
-    at = past.positions(user, time, by_order=config.split.protocol == "leave_last_out")
+    at = past.positions(user, time, by_order=config.split.by_order)
     gap_s = config.features.session_gap_s
     watched_before = past.count_before(events["watched"].to_numpy(np.float64), at)
     start = histories.start[user]
@@ -139,8 +139,11 @@ def _pointers(
     }
 
 
-def _user_state(events: pd.DataFrame, prior: float) -> dict[str, npt.NDArray[np.generic]]:
-    at = past.positions(events["user_row"].to_numpy(), events["timestamp"].to_numpy())
+def _user_state(
+    events: pd.DataFrame, prior: float, config: Config
+) -> dict[str, npt.NDArray[np.generic]]:
+    user, time = events["user_row"].to_numpy(), events["timestamp"].to_numpy()
+    at = past.positions(user, time, by_order=config.split.by_order)
     count = past.count_before(np.ones(len(events)), at)
     result: dict[str, npt.NDArray[np.generic]] = {"user_event_count": count.astype(np.float32)}
     if "label" in events:
