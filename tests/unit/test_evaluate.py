@@ -25,8 +25,11 @@ NUM_VIDEOS = 40
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    weights = {"watch": 1.0, "label": 1.0}  # learned ones may all be 0 here
     config = make_config(
-        retriever={"max_epochs": 1}, ranker={"max_epochs": 1}, serving={"num_candidates": 15}
+        retriever={"max_epochs": 1},
+        ranker={"max_epochs": 1, "score_weights": weights},
+        serving={"num_candidates": 15},
     )
     tables = make_tables(num_users=40, num_videos=NUM_VIDEOS, num_events=3000)
     run = write_run(tmp_path_factory.mktemp("evaluate") / "run", CONTRACT, tables)

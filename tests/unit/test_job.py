@@ -206,7 +206,7 @@ def changed(name: str, config: Config) -> Config:
     ("name", "redone"),
     [
         ("features", {"features", "train_retriever", "train_ranker", "index", "export"}),
-        ("train_retriever", {"train_retriever", "index", "export"}),
+        ("train_retriever", {"train_retriever", "train_ranker", "index", "export"}),
         ("train_ranker", {"train_ranker", "export"}),
         ("index", {"index", "export"}),
         ("export", {"export"}),
