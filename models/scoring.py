@@ -96,6 +96,8 @@ def fit_weights(
 
     found = minimize(loss, np.full(len(TERMS), 0.1), jac=True, bounds=[(0, None)] * len(TERMS))
     weights = np.where(varies, found.x / np.where(varies, spread, 1.0), 0.0)
+    if not weights.any():  # nothing helps: a constant score would order nothing
+        return ScoreWeights(retrieval=1.0)
     return ScoreWeights(**dict(zip(TERMS, map(float, weights), strict=True)))
 
 
