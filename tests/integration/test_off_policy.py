@@ -89,7 +89,7 @@ def test_nothing_to_estimate_without_propensities(job: Job) -> None:
 def test_replacing_a_video_by_itself_changes_nothing(job: Job) -> None:
     store = FeatureStore(job.run)
     samples = pd.concat([read_frame(path) for path in store.samples("test")], ignore_index=True)
-    what_if = WhatIf(job.run, job.config, job.contract)
+    what_if = WhatIf(job.run, job.config)
     same = what_if.samples(samples, samples["video_row"].to_numpy(np.int64))
     pd.testing.assert_frame_equal(same, samples, rtol=1e-5, atol=1e-6)
     rows = samples["video_row"].to_numpy(np.int64)[:50]
