@@ -71,16 +71,13 @@ def split_kinds(features: tuple[Feature, ...]) -> tuple[tuple[Feature, ...], tup
     return categorical, tuple(f for f in features if f.kind == "continuous")
 
 
-def drop_ids(features: dict[str, Any], names: tuple[str, ...], rate: float) -> dict[str, Any]:
-    """Replace some ids by "out of vocabulary", so that unknown ones work from other features.
+def drop_ids(candidate: dict[str, Any], rate: float) -> dict[str, Any]:
+    """Replace some videos' ids by "out of vocabulary", so that new ones work from their content.
 
     Source: DropoutNet, Volkovs et al., NeurIPS 2017.
     """
     if rate == 0:
-        return features
-    dropped = dict(features)
-    for name in names:
-        ids = features[name]
-        keep = tf.random.uniform(tf.shape(ids)) >= rate
-        dropped[name] = tf.where(keep, ids, tf.constant(OUT_OF_VOCABULARY, ids.dtype))
-    return dropped
+        return candidate
+    ids = candidate["video_index"]
+    keep = tf.random.uniform(tf.shape(ids)) >= rate
+    return candidate | {"video_index": tf.where(keep, ids, tf.cast(OUT_OF_VOCABULARY, ids.dtype))}

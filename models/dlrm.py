@@ -203,7 +203,7 @@ class Ranker(tf.keras.Model):
         return mean_where(present, tf.nn.sigmoid_cross_entropy_with_logits(watched, out.watch))
 
     def _dropped(self, candidates: Tensors) -> Tensors:
-        return drop_ids(candidates, ("video_index",), self.config.id_dropout)
+        return drop_ids(candidates, self.config.id_dropout)
 
 
 def interactions(vectors: Any) -> Any:

@@ -156,17 +156,12 @@ def batch_loss(model: TwoTower, setting: Setting, watches: Watches) -> Callable[
     per_user = np.bincount(watches.user_row, minlength=watches.num_users + 1)
     targets = Targets(setting.store.histories(), per_user)
     draws = settings.batch_size * objective.num_targets
-    counts, uniform = watches.counts, settings.uniform_negatives
-    log_q = tf.constant(log_draw_probability(counts, draws, uniform))
+    log_q = tf.constant(log_draw_probability(watches.counts, draws))
 
     def loss_of(batch: Any) -> Any:
         drawn = targets.draw(batch, objective)
-        rows = tf.reshape(drawn, [-1])
-        if uniform:
-            more = tf.random.uniform([uniform], 1, watches.num_videos + 1, rows.dtype)
-            rows = tf.concat([rows, more], axis=0)
-        distinct, place = tf.unique(rows)
-        position = tf.reshape(place[: tf.size(drawn)], tf.shape(drawn))
+        distinct, place = tf.unique(tf.reshape(drawn, [-1]))
+        position = tf.reshape(place, tf.shape(drawn))
         correction = tf.gather(log_q, distinct) if settings.logq_correction else None
         return model.loss(tables.query(batch), tables.candidate(distinct), position, correction)
 

@@ -83,10 +83,9 @@ def side_features(features: tuple[Feature, ...], widest: int) -> Any | None:
     return mm.InputBlockV2(merlin_schema(features), categorical=tables)
 
 
-def query_side(spec: FeatureSpec, config: RetrieverConfig) -> tuple[Feature, ...]:
-    """Query features other than watched videos: the user's, the context's and, if asked, the id."""
-    left_out = VIDEO_LISTS if config.user_id else (*VIDEO_LISTS, "user_index")
-    return tuple(f for f in spec.query() if f.name not in left_out)
+def query_side(spec: FeatureSpec) -> tuple[Feature, ...]:
+    """Query features other than watched videos and the user's id: a new user has them too."""
+    return tuple(f for f in spec.query() if f.name not in (*VIDEO_LISTS, "user_index"))
 
 
 def candidate_side(spec: FeatureSpec) -> tuple[Feature, ...]:
@@ -140,7 +139,7 @@ class QueryTower(tf.keras.layers.Layer):
         self.config, self.videos = config, videos
         self.dropout = self.history_dropout = 0.0
         self.attention = HistoryAttention()
-        self.side = side_features(query_side(spec, config), config.embedding_dim)
+        self.side = side_features(query_side(spec), config.embedding_dim)
         self.hidden = mm.MLPBlock(list(config.tower_layers))
         self.top = tf.keras.layers.Dense(config.embedding_dim)
         self.profile_scale = self.add_weight("profile_scale", (config.embedding_dim,), None, "ones")

@@ -77,8 +77,8 @@ class TwoTower(tf.keras.Model):
             log_q: float32 [n], log probability that a batch draws the video; None: no correction.
         """
         rate = self.config.id_dropout
-        queries = self.query_tower(drop_ids(query, ("user_index",), rate), training=True)
-        learned, bias = self.candidate_tower(drop_ids(candidate, ("video_index",), rate))
+        queries = self.query_tower(query, training=True)
+        learned, bias = self.candidate_tower(drop_ids(candidate, rate))
         logits = tf.matmul(queries, learned, transpose_b=True) + bias
         weights = self.objective.weights()
         return sampled_softmax(logits, position, weights, log_q)
@@ -123,21 +123,17 @@ def sampled_softmax(logits: Any, position: Any, weights: Any, log_q: Any | None)
     return tf.reduce_mean(tf.reduce_logsumexp(logits, axis=1) - tf.linalg.matvec(targets, weights))
 
 
-def log_draw_probability(
-    counts: npt.NDArray[np.int64], draws: int, uniform_draws: int
-) -> npt.NDArray[np.float32]:
+def log_draw_probability(counts: npt.NDArray[np.int64], draws: int) -> npt.NDArray[np.float32]:
     """log of the probability that a batch holds a video.
 
     Args:
         counts: int64 [num_videos + 1] training watches; unseen videos count as one.
         draws: targets in a batch, drawn by popularity.
-        uniform_draws: further negatives, drawn uniformly.
     Returns:
         float32 [num_videos + 1].
     """
     share = np.maximum(counts, 1) / max(int(counts.sum()), 1)
     missing = draws * np.log1p(-np.minimum(share, 1 - 1e-9))
-    missing += uniform_draws * np.log1p(-1 / max(len(counts) - 1, 2))
     result: npt.NDArray[np.float32] = np.log(-np.expm1(missing)).astype(np.float32)
     return result
 

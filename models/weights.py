@@ -117,7 +117,7 @@ def query_weights(model: TwoTower, spec: FeatureSpec) -> QueryWeights:
         query=attention.query.numpy(),
         key=attention.key.numpy(),
         tables={} if tower.side is None else _tables(tower.side),
-        side=tuple(sorted(f.name for f in query_side(spec, model.config))),
+        side=tuple(sorted(f.name for f in query_side(spec))),
         layers=(*_perceptron(tower.hidden), _dense(tower.top)),
         profile_scale=tower.profile_scale.numpy(),
     )

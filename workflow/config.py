@@ -89,10 +89,8 @@ class RetrieverConfig(TrainConfig):
     objectives: tuple[Literal["future", "next"], ...] = Field(("future", "next"), min_length=1)
     embedding_dim: int = Field(64, ge=2)
     tower_layers: tuple[int, ...] = (128,)
-    user_id: bool = False  # a vector per known user, besides the history
-    id_dropout: float = Field(0.1, ge=0, lt=1)
+    id_dropout: float = Field(0.1, ge=0, lt=1)  # of candidates' own ids
     logq_correction: bool = True
-    uniform_negatives: int = Field(0, ge=0)  # per batch, besides the batch's own videos
     co_watch_dim: int = Field(64, ge=1)
     co_watch_weight: float = Field(0.15, ge=0)  # of the co-watch score, for more various lists
     blend: bool = True  # add co-watch vectors and, as validation says, trend and popularity

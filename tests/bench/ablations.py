@@ -114,7 +114,6 @@ OPTIONS = {
     "hard negatives 8 of 100": Option(negatives=mined),
     "no logQ": Option(corrected=False),
     "objective next": Option(goal="next"),
-    "user id": Option({"user_id": True}),
     "no co-watch start": Option(co_watch_start=False),
 }
 

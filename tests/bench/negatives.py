@@ -144,7 +144,7 @@ def loss_with(
         columns = tf.reduce_max(place[: tf.size(shared)]) + 1  # in order of first appearance
         position = tf.reshape(place[: tf.size(flat)], tf.shape(drawn))
         queries = model.query_tower(tables.query(batch), training=True)
-        ids = drop_ids(tables.candidate(distinct), ("video_index",), config.id_dropout)
+        ids = drop_ids(tables.candidate(distinct), config.id_dropout)
         learned, bias = model.candidate_tower(ids)
         logits = tf.matmul(queries, learned, transpose_b=True) + (bias - tf.gather(log_q, distinct))
         at = tf.reshape(place[tf.size(shared) :], tf.shape(own))

@@ -105,7 +105,7 @@ class PlainTwoTower(tf.keras.Model):
         cardinality = spec["video_index"].cardinality
         self.videos = layers.Embedding(cardinality, dim)
         self.attention = Attention(spec["history"].length, dim)
-        self.user = SideFeatures(query_side(spec, config), dim)
+        self.user = SideFeatures(query_side(spec), dim)
         self.hidden = [layers.Dense(units, "relu") for units in config.tower_layers]
         self.top = layers.Dense(dim)
         self.scale = self.add_weight("scale", (dim,), initializer="ones")
@@ -198,7 +198,7 @@ def dataset(
         place = tf.range(tf.size(rows))
         if distinct:
             rows, place = tf.unique(rows)
-        candidate = drop_ids(tables.candidate(rows), ("video_index",), config.id_dropout)
+        candidate = drop_ids(tables.candidate(rows), config.id_dropout)
         return tables.query(batch), candidate, rows, tf.reshape(place, tf.shape(drawn))
 
     rows = tf.data.Dataset.from_tensor_slices(columns).shuffle(SHUFFLE_BUFFER).repeat()

@@ -103,7 +103,7 @@ def answer(graph: bytes, inputs: dict[str, Any]) -> Any:
 def test_query_tower(tables: Any) -> None:
     lookup, store = tables
     spec = lookup.spec
-    model = shaken(build_two_tower(lookup, make_config(retriever={"user_id": True})))
+    model = shaken(build_two_tower(lookup, make_config()))
     features = spec.of_group(*QUERY_GROUPS)
     slots = _slots(tuple(f for f in features if f.kind != "continuous"))
     values = tuple(f.name for f in features if f.kind == "continuous")
