@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from workflow.config import changed_config, load_config
-from workflow.console import Output
+from workflow.console import CtrlC, Output
 from workflow.errors import ConfigError, MarqueeError
 from workflow.job import Job
 from workflow.run import Run
@@ -62,8 +62,12 @@ AtOption = Annotated[
 ]
 
 
+STOPPED = "Stopped. Finished stages are kept: marquee run --resume\n"
+
+
 def main() -> None:
     """Entry point: an error is one line and exit status 1, Ctrl-C is 130."""
+    ctrl_c = CtrlC()
     try:
         app(standalone_mode=True)
     except MarqueeError as error:
@@ -71,9 +75,12 @@ def main() -> None:
         raise SystemExit(1) from None
     except SystemExit as end:
         if end.code == 130:  # Typer's answer to Ctrl-C, silent by itself
-            sys.stderr.write("Stopped. Finished stages are kept: marquee run --resume\n")
+            sys.stderr.write(STOPPED)
         raise
     except Exception as error:
+        if ctrl_c.came:
+            sys.stderr.write(STOPPED)
+            raise SystemExit(130) from None
         if os.environ.get("MARQUEE_TRACEBACK"):
             raise
         sys.stderr.write(f"{_unexpected(error)}\n")

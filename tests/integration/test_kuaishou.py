@@ -24,7 +24,11 @@ from workflow.run import Run
 
 NUM_USERS, NUM_VIDEOS, NUM_EVENTS = 60, 40, 3_000
 LENGTHS_S = np.arange(NUM_VIDEOS) + 5  # by video id
-ONE_EPOCH = ["--set", "ranker.max_epochs=1", "--set", "ranker.refit=false"]
+SHORT = [
+    f"--set={model}.{setting}"
+    for model in ("retriever", "ranker")
+    for setting in ("max_epochs=1", "refit=false")
+]
 
 
 def made(marquee: Any, dataset: str, source: Path, run: Path) -> pd.DataFrame:
@@ -89,8 +93,9 @@ def test_kuairand(marquee: Any, tmp_path: Path) -> None:
     assert (pd.crosstab(samples["tab"], frame["tab"]) > 0).to_numpy().sum() == 3
     log = pd.read_parquet(tmp_path / "run" / "data" / "events").sort_values("timestamp")
     assert (log["propensity"].notna().to_numpy() == frame["is_rand"].to_numpy()).all()
-    trained = marquee.json("train", "--run", tmp_path / "run", "--model", "ranker", *ONE_EPOCH)
-    assert 0 < trained["stages"][0]["summary"]["valid_auc"] < 1
+    retriever, ranker = marquee.json("train", "--run", tmp_path / "run", *SHORT)["stages"]
+    assert 0 < retriever["summary"]["valid_recall@100"] <= 1
+    assert 0 < ranker["summary"]["valid_auc"] < 1
 
 
 def test_kuairec(marquee: Any, tmp_path: Path) -> None:
