@@ -57,7 +57,15 @@ AtOption = Annotated[
     typer.Option(
         "--at",
         metavar="TIME",
-        help='Request time: "now", unix seconds or ISO (default: the end of the log).',
+        help='Time: "now", unix seconds or ISO (default: after the last event there is).',
+    ),
+]
+StateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--state",
+        metavar="WHERE",
+        help="What users watch is kept here: a file, or redis://host:port/0 (default: the run).",
     ),
 ]
 
@@ -262,13 +270,14 @@ def serve(
     http_port: Annotated[int, typer.Option(help="Port of the HTTP endpoint.")] = 8000,
     metrics_port: Annotated[int, typer.Option(help="Port of the metrics endpoint.")] = 8002,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
     """Serve the run with Triton until Ctrl-C."""
     from triton_repo.server import serve as serve_run
 
     job = _existing(run)
-    serve_run(job.run, grpc_port, http_port, metrics_port, Output(json), host=host)
+    serve_run(job.run, grpc_port, http_port, metrics_port, Output(json), host=host, state=state)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -351,3 +360,6 @@ def init(
     from workflow.verbs import write_draft
 
     write_draft(folder, to, Output(json), force=force)
+
+
+from workflow import cli_serving  # noqa: E402, F401  (its verbs need `app`)
