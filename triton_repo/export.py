@@ -29,6 +29,7 @@ from triton_repo.tensors import (
     ensemble_body,
     longest_history,
     model_tensors,
+    python_body,
     render_config,
     stage_body,
 )
@@ -208,7 +209,8 @@ class _Exporter:
         num_candidates = self.index_report["num_candidates"]
         tensors = model_tensors(self.contract, self.spec, num_candidates, self.dim)
         for name in (*STAGES, EVENTS):
-            text = render_config(name, tensors[name], batch, stage_body(tensors[name], batch))
+            body = python_body() if name == EVENTS else stage_body(tensors[name], batch)
+            text = render_config(name, tensors[name], batch, body)
             (self.folder / name / "config.pbtxt").write_text(text)
         (self.folder / ENSEMBLE / str(VERSION)).mkdir(parents=True)
         # Triton needs the version folder; git and some copy tools drop empty ones.

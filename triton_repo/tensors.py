@@ -122,10 +122,15 @@ def render_config(name: str, io: ModelIO, max_batch_size: int, body: str) -> str
 def stage_body(io: ModelIO, max_batch_size: int) -> str:
     """A Python-backend stage: one instance, no queue delay, warm before it is ready."""
     warmups = "".join(_warmup(io, size) for size in dict.fromkeys((1, max_batch_size)))
+    return python_body() + warmups
+
+
+def python_body() -> str:
+    """A model that may be ready before it could answer: the events' store may come later."""
     return (
         'backend: "python"\n'
         "instance_group [ { count: 1 kind: KIND_CPU } ]\n"
-        "dynamic_batching { max_queue_delay_microseconds: 0 }\n" + warmups
+        "dynamic_batching { max_queue_delay_microseconds: 0 }\n"
     )
 
 

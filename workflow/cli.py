@@ -280,31 +280,6 @@ def serve(
     serve_run(job.run, grpc_port, http_port, metrics_port, Output(json), host=host, state=state)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def recommend(
-    context: typer.Context,
-    user: Annotated[str, typer.Option("--user", metavar="ID", help="Raw user id.")],
-    run: RunOption = None,
-    top_k: TopKOption = 20,
-    at: AtOption = None,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="Run the stages here, without a server.")
-    ] = False,
-    json: JsonOption = False,
-) -> None:
-    """Recommend videos for a user.
-
-    Context columns of the contract are options too: --device tv.
-    """
-    from workflow.verbs import context_options, print_recommendations
-
-    job = _existing(run)
-    print_recommendations(
-        job, Output(json), user, top_k=top_k, at=at, context=context_options(context.args),
-        in_process=in_process,
-    )  # fmt: skip
-
-
 @app.command()
 def bench(
     run: RunOption = None,
@@ -362,4 +337,4 @@ def init(
     write_draft(folder, to, Output(json), force=force)
 
 
-from workflow import cli_serving  # noqa: E402, F401  (its verbs need `app`)
+from workflow import cli_user  # noqa: E402, F401  (adds its verbs to `app`)
