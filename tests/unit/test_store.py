@@ -237,6 +237,10 @@ def test_last_known_profiles() -> None:
     profiles.read([b"1"])
     profiles.read([b"3"])
     assert list(profiles.known) == [b"1", b"3"]  # the two that were read last
+    del store.records[b"3"]
+    assert profiles.read([b"3"]) == ([None], [True])
+    store.fails = True
+    assert profiles.read([b"1", b"3"])[0] == [[1, 10], None]
 
 
 def test_parsing_is_done_once_per_change() -> None:
