@@ -9,6 +9,10 @@ import json
 import faiss
 import numpy as np
 
+# Few of the best candidates were watched before, so a few more than needed are asked for first,
+# and all that could be needed only where that was not enough. The answer is the same.
+OVER_FETCH = 16
+
 
 def open_array(path):
     """A memory-mapped array; as a plain ndarray it is cheaper to index than a memmap."""
@@ -23,9 +27,10 @@ class Stage:
         self.num_candidates = settings["num_candidates"]
         self.exclude_watched = settings["exclude_watched"]
         faiss.omp_set_num_threads(1)
-        self.index = faiss.read_index(str(folder / "index.faiss"))
-        if settings["kind"] == "ivf":
-            self.index.nprobe = settings["effort"]
+        # Mapped: ready at once, and only pages that are searched become resident.
+        self.index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
+        if settings["kind"].startswith("ivf"):
+            faiss.extract_index_ivf(self.index).nprobe = settings["effort"]
         if settings["kind"] == "hnsw":
             self.index.hnsw.efSearch = settings["effort"]
         self.watched_row = open_array(folder / "watched_row.npy")
@@ -49,17 +54,30 @@ class Stage:
     def run(self, inputs):
         rows, until = inputs["user_row"][:, 0], inputs["watched_until"][:, 0]
         first = self.watched_start[rows] if self.exclude_watched else until
-        extra = int(np.max(until - first))
-        wanted = min(self.num_candidates + extra, self.index.ntotal)
-        scores, found = self.index.search(np.ascontiguousarray(inputs["query_vector"]), wanted)
-        found = found + 1  # FAISS says -1 for "no more": becomes row 0, which is padding
+        watched = [self.watched_row[a:b] for a, b in zip(first, until, strict=True)]
+        vectors = np.ascontiguousarray(inputs["query_vector"])
         candidates = np.zeros((len(rows), self.num_candidates), np.int32)
-        kept_scores = np.full((len(rows), self.num_candidates), -np.inf, np.float32)
-        for i in range(len(rows)):
-            keep = self.keep(found[i], self.watched_row[first[i] : until[i]])
-            candidates[i, : len(keep)] = found[i, keep]
-            kept_scores[i, : len(keep)] = scores[i, keep]
-        return {"candidate_row": candidates, "candidate_score": kept_scores}
+        scores = np.full((len(rows), self.num_candidates), -np.inf, np.float32)
+        open_rows, extra = list(range(len(rows))), min(OVER_FETCH, int(np.max(until - first)))
+        while open_rows:
+            wanted = min(self.num_candidates + extra, self.index.ntotal)
+            asked = vectors if len(open_rows) == len(rows) else vectors[open_rows]
+            found_scores, found = self.index.search(asked, wanted)
+            found += 1  # FAISS says -1 for "no more": becomes row 0, which is padding
+            short = []
+            for at, i in enumerate(open_rows):
+                keep = self.keep(found[at], watched[i])
+                if len(keep) < self.num_candidates and self.may_find_more(wanted, watched[i]):
+                    short.append(i)
+                candidates[i, : len(keep)] = found[at, keep]
+                scores[i, : len(keep)] = found_scores[at, keep]
+            extra = max((len(watched[i]) for i in short), default=0)
+            open_rows = short
+        return {"candidate_row": candidates, "candidate_score": scores}
+
+    def may_find_more(self, wanted, watched):
+        """Whether a longer list could hold more videos that were not watched."""
+        return wanted < min(self.num_candidates + len(watched), self.index.ntotal)
 
     def finish(self, answer):
         return answer
