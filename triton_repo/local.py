@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -23,8 +24,7 @@ class LocalPipeline:
     """
 
     def __init__(self, run: Run) -> None:
-        folder = run.require(run.repository, "model repository", "marquee export")
-        self.stages = {name: _load_stage(folder / name / "1") for name in STAGES}
+        self.stages = {name: _load_stage(stage_folder(run, name)) for name in STAGES}
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Answer a batch given as the ensemble's input tensors (leave out what is absent).
@@ -42,6 +42,21 @@ class LocalPipeline:
                 raise ValueError(refused[0])
             known |= stage.finish(stage.run(known))
         return {name: known[name] for name in ("video_id", "score", "status")}
+
+
+def stage_folder(run: Run, name: str) -> Path:
+    """Where the code and files of an exported stage are.
+
+    Raises:
+        MissingArtifactError: nothing was exported yet.
+    """
+    return run.require(run.repository, "model repository", "marquee export") / name / "1"
+
+
+def bundle_key(run: Run) -> str:
+    """SHA-256 of the repository's own list of file hashes: another export gives another key."""
+    path = run.require(run.repository / "bundle.json", "model repository", "marquee export")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _load_stage(folder: Path) -> Any:

@@ -62,7 +62,7 @@ AtOption = Annotated[
 ]
 
 
-STOPPED = "Stopped. Finished stages are kept: marquee run --resume\n"
+STOPPED = "Stopped. What is finished is kept: the same command goes on with --resume.\n"
 
 
 def main() -> None:
@@ -351,3 +351,6 @@ def init(
     from workflow.verbs import write_draft
 
     write_draft(folder, to, Output(json), force=force)
+
+
+from workflow import cli_batch  # noqa: E402, F401  (adds its verbs to `app`)

@@ -170,14 +170,19 @@ def context_options(arguments: list[str]) -> dict[str, str]:
 
 
 def _recommend(job: Job, user: str, *, at: str | None, **options: Any) -> dict[str, Any]:
-    from triton_repo.recommend import parse_time, recommend
+    from triton_repo.recommend import recommend
 
-    moment = _end_of_log(job) if at is None else parse_time(at)
-    return recommend(job.run, job.contract, user, at=moment, **options)
+    return recommend(job.run, job.contract, user, at=request_time(job, at), **options)
 
 
-def _end_of_log(job: Job) -> int:
-    """One second after the last event: a log of the past is asked in its own time."""
+def request_time(job: Job, at: str | None) -> int:
+    """Unix seconds of --at. None is one second after the last event: a log of the past is asked
+    in its own time.
+    """
+    from triton_repo.recommend import parse_time
+
+    if at is not None:
+        return parse_time(at)
     path = job.run.require(job.run.features / "spec.json", "features", "marquee features")
     last: int = read_json(path)["last_event"]
     return last + 1
