@@ -18,7 +18,7 @@ from models.ranker import load_ranker
 from models.retriever import load_two_tower
 from models.two_tower import output_dim
 from models.weights import fold_videos, query_weights, ranker_weights
-from triton_repo.graph import Slot
+from triton_repo.graph import Slot, save_graph
 from triton_repo.query_graph import query_tower_graph
 from triton_repo.ranker_graph import RankerLayout, ranker_graph
 from triton_repo.tensors import (
@@ -100,7 +100,7 @@ class _Exporter:
         self.dim = output_dim(self.config.retriever)
         weights = query_weights(model, self.spec)
         graph = query_tower_graph(weights, self.slots, self.query_values)
-        (target / "tower.onnx").write_bytes(graph)
+        save_graph(graph, target / "tower.onnx")
         users = [f for f in self.query_features if f.group == "user"]
         self._save(target, "user_id", self.store.user("user_id"))
         self._save(
@@ -163,11 +163,14 @@ class _Exporter:
         values = [f.name for f in self.video_features if f.kind == "continuous"]
         cross = [f.name for f in self.spec.of_group("cross")]
         layout = RankerLayout(self.slots, self.query_values, tuple(fields), (*values, *cross))
-        (target / "ranker.onnx").write_bytes(ranker_graph(weights, layout))
-        encoded = {name: np.asarray(self.store.video(name)) for name in fields}
-        self._save(target, "video_vector", fold_videos(weights.tables, encoded))
-        stacked = _columns([self.store.video(name) for name in values], np.float32)
-        self._save(target, "video_value", stacked)
+        save_graph(ranker_graph(weights, layout), target / "ranker.onnx")
+        encoded, numbers = (
+            {name: np.asarray(self.store.video(name)) for name in names}
+            for names in (fields, values)
+        )
+        vectors, video_value = fold_videos(weights, encoded, numbers)
+        self._save(target, "video_vector", vectors)
+        self._save(target, "video_value", video_value)
         self._save(target, "video_id", self._video_ids())
         if cross:
             self._save(target, "publish_time", self.store.video("publish_time"))
