@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from workflow.console import Output
 from workflow.job import Job
 from workflow.verbs import request_time
+
+if TYPE_CHECKING:
+    from workflow.frontier import Sweep
 
 
 def write_batch(
@@ -47,3 +51,45 @@ def write_batch(
     )
     read = f"python -c \"import pandas; print(pandas.read_parquet('{result['output']}'))\""
     output.finish({"run": str(job.run), "at": answering.at, **result}, made, read)
+
+
+def print_frontier(job: Job, output: Output, sweep: Sweep, *, force: bool) -> None:
+    """The configurations by latency, what the budget buys, and where the page is."""
+    from triton_repo.frontier_page import headline, lines, named
+    from workflow.frontier import Frontier
+
+    result = Frontier(job, sweep, output, force).carry_out()
+    measured = [point for point in result["points"] if point["load"]]
+    columns = ["configuration", "NDCG@10", "interval", "p99_ms", "CPU s/1,000", "frontier of"]
+    rows = [_frontier_row(point, result) for point in sorted(measured, key=_by_latency)]
+    title = f"{job.run}: {len(measured)} ways to serve it, {sweep.concurrency} requests in flight"
+    output.table(title, columns, rows)
+    bought = named(result, (result["budget"] or {}).get("configuration"))
+    words = " ".join(f"--set {word}" for word in bought["words"]) if bought else ""
+    page = job.run.frontier / "frontier.html"
+    made = "\n".join([headline(result), *lines(result), f"Page: {page} (numbers beside it)."])
+    next_step = (
+        f"marquee run --run {job.run} {words}" if words else f"marquee serve --run {job.run}"
+    )
+    output.finish({"run": str(job.run), **result}, made, next_step)
+
+
+def _by_latency(point: dict[str, Any]) -> float:
+    return float(point["load"]["p99_ms"])
+
+
+def _frontier_row(point: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    quality, load = point["quality"], point["load"]
+    marks = [word for word, is_set in (
+        ("latency", point["best_for_latency"]), ("CPU", point["best_for_cpu"]),
+    ) if is_set]  # fmt: skip
+    bought = (result["budget"] or {}).get("configuration") == point["name"]
+    name = point["name"] + (" (present)" if point["present"] else "") + (" ←" if bought else "")
+    return [
+        name,
+        f"{quality['mean']:.4f}",
+        f"{quality['low']:.4f}–{quality['high']:.4f}",
+        f"{load['p99_ms']:.1f}",
+        f"{load['cpu_s_per_1000']:.2f}",
+        ", ".join(marks),
+    ]
