@@ -11,7 +11,7 @@ from workflow.job import Job
 from workflow.verbs import request_time
 
 if TYPE_CHECKING:
-    from workflow.frontier import Sweep
+    from triton_repo.frontier import Sweep
 
 
 def write_batch(

@@ -79,9 +79,8 @@ def frontier(
     json: JsonOption = False,
 ) -> None:
     """Show what better lists cost: NDCG against p99 latency and CPU, over ways to serve the run."""
-    from triton_repo.frontier import parse_index, parse_layers
+    from triton_repo.frontier import Sweep, parse_index, parse_layers
     from workflow.batch_verbs import print_frontier
-    from workflow.frontier import Sweep
 
     sweep = Sweep(
         num_candidates=num_candidates or [],

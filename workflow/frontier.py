@@ -20,10 +20,9 @@ from models.metrics import Float64
 from triton_repo.bench import bench, machine
 from triton_repo.frontier import (
     Configuration,
-    Index,
     Point,
+    Sweep,
     cpu_s,
-    grid,
     ndcg,
     p99_ms,
     pareto,
@@ -35,7 +34,6 @@ from triton_repo.frontier_page import write_page
 from triton_repo.frontier_quality import Judge
 from workflow.config import changed_config
 from workflow.console import Output, Report
-from workflow.errors import ConfigError
 from workflow.job import Job, locked_folder
 from workflow.pipeline import link_stages, run_stages
 from workflow.run import Run, read_json, write_bytes, write_json
@@ -43,49 +41,6 @@ from workflow.run import Run, read_json, write_bytes, write_json
 MEASURE_ALL = 12  # configurations; of more, only those that might be on the frontier are measured
 BEFORE_RANKER = ("validate", "features", "train_retriever")
 WINDOWS = 3  # measurements of each, whose median counts
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What is tried and how it is measured.
-
-    Attributes:
-        num_candidates, indexes, rankers, layers: see Configuration; empty means the defaults.
-        p99_budget_ms: the latency budget to answer for.
-        concurrency: requests in flight while latency and CPU are measured.
-        duration_s: measured seconds of each of the three measurements.
-    """
-
-    num_candidates: Sequence[int] = ()
-    indexes: Sequence[Index] = ()
-    rankers: Sequence[str] = ()
-    layers: Sequence[tuple[int, ...]] = ()
-    p99_budget_ms: float | None = None
-    concurrency: int = 4
-    duration_s: float = 2.0
-
-    def configurations(self, present: Configuration, num_videos: int, top_k: int) -> Any:
-        """The grid around the present configuration.
-
-        By default a quarter to four times the present candidates (at least a page, at most half
-        the catalogue), the present index beside exact search and a loose IVF, and the ranker as
-        trained, in 8 bits, and left out.
-        """
-        scaled = [present.num_candidates * n // 4 for n in (1, 2, 4, 8, 16)]
-        most = max(min(num_videos // 2, 2_000), present.num_candidates)
-        counts = [n for n in self.num_candidates or scaled if top_k <= n <= most]
-        indexes = self.indexes or (present.index, Index("flat", 1.0), Index("ivf", 0.9))
-        rankers = self.rankers or ("fp32", "int8", "none")
-        unknown = sorted(set(rankers) - {"fp32", "int8", "none"})
-        if unknown:
-            raise ConfigError(f"ranker {unknown[0]!r}", expected="fp32, int8 or none")
-        if not counts:
-            raise ConfigError(
-                "no number of candidates to try",
-                expected=f"{top_k} (a page) to {most} (half the catalogue)",
-                found=", ".join(map(str, self.num_candidates or scaled)),
-            )
-        return grid(present, counts, indexes, rankers, ((), *self.layers))
 
 
 @dataclass
