@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +137,10 @@ def plot(
         budget: the result's budget; its line is drawn if `line`.
     """
     limit = budget["p99_ms"] if budget and line else None
-    costs = [0.0, *map(cost, points)]
-    if limit is not None and limit <= 1.5 * max(costs):
-        costs.append(limit)
-    x = _from_zero(axis(costs, LEFT, RIGHT))
-    y = axis([value for p in points for value in _shown_quality(p, best)], BOTTOM, TOP)
+    costs = [cost(point) for point in points]
+    shown = limit is not None and min(costs) / 3 <= limit <= 3 * max(costs)
+    x = Ratios.of([*costs, limit] if limit is not None and shown else costs)
+    y = axis([value for p in points for value in _heights(p, best)], BOTTOM, TOP)
     dots = [_dot(point, cost, best, x, y) for point in points]
     chosen = budget["configuration"] if budget else None
     on_frontier = sorted((dot for dot in dots if dot["best"]), key=lambda dot: dot["x"])
@@ -150,31 +151,64 @@ def plot(
         "bottom": BOTTOM, "x_ticks": x.ticks, "y_ticks": y.ticks,
         "dots": sorted(dots, key=lambda dot: (dot["best"], dot["present"])),
         "steps": _steps(on_frontier), "labels": _labels(on_frontier, dots),
-        "limit": x.at(limit) if limit is not None and limit <= x.high else None,
-        "limit_text": f"{limit:g} ms" if limit is not None else "",
+        "limit": x.at(limit) if limit is not None and shown else None,
+        "limit_text": f"budget {limit:g} ms" if limit is not None else "",
     }  # fmt: skip
 
 
-def _from_zero(scale: Axis) -> Axis:
-    """Costs begin at zero, so that distances are ratios."""
-    return Axis(0.0, scale.high, scale.start, scale.end)
+@dataclass(frozen=True)
+class Ratios:
+    """A logarithmic scale of costs: equal distances are equal ratios."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, costs: Sequence[float]) -> Ratios:
+        """A scale that holds all costs, with some room at both ends."""
+        low, high = math.log(min(costs)), math.log(max(costs))
+        room = max(0.06 * (high - low), 0.05)
+        return cls(math.exp(low - room), math.exp(high + room))
+
+    def at(self, cost: float) -> float:
+        """Coordinate of a cost, to a tenth."""
+        share = math.log(cost / self.low) / math.log(self.high / self.low)
+        return round(LEFT + share * (RIGHT - LEFT), 1)
+
+    @property
+    def ticks(self) -> list[dict[str, Any]]:
+        """Round costs: the finest of some steps that makes at most ten."""
+        steps = (
+            range(10, 100), range(10, 100, 2), range(10, 100, 5), (10, 15, 20, 30, 50, 70),
+            (10, 20, 50), (10,),
+        )  # fmt: skip
+        found = next(v for step in steps if len(v := self._round(step)) <= 10 or step == (10,))
+        return [{"at": self.at(value), "text": f"{value:g}"} for value in found]
+
+    def _round(self, digits: Sequence[int]) -> list[float]:
+        first, last = math.floor(math.log10(self.low)), math.floor(math.log10(self.high))
+        values = [round(d * 10.0 ** (n - 1), 9) for n in range(first, last + 1) for d in digits]
+        return [value for value in values if self.low <= value <= self.high]
 
 
-def _shown_quality(point: Point, best: str) -> tuple[float, ...]:
+def _heights(point: Point, best: str) -> tuple[float, ...]:
     """The heights that a point takes: with its interval if that is drawn."""
-    quality = point["quality"]
-    if point[best] or point["present"]:
-        return quality["low"], quality["mean"], quality["high"]
-    return (quality["mean"],)
+    return ndcg(point), *(_interval(point) if point[best] else ())
 
 
-def _dot(point: Point, cost: Cost, best: str, x: Axis, y: Axis) -> dict[str, Any]:
-    quality = point["quality"]
-    shown = point[best] or point["present"]
+def _interval(point: Point) -> tuple[float, float]:
+    """The difference to the present configuration, drawn around the point."""
+    change = point["difference"]
+    here = ndcg(point) - change["difference"]
+    return here + change["low"], here + change["high"]
+
+
+def _dot(point: Point, cost: Cost, best: str, x: Ratios, y: Axis) -> dict[str, Any]:
+    low, high = _interval(point)
     return {
         "name": point["name"], "present": point["present"], "best": point[best],
         "x": x.at(cost(point)), "y": y.at(ndcg(point)),
-        "low": y.at(quality["low"]) if shown else None, "high": y.at(quality["high"]),
+        "low": y.at(low) if point[best] and low < high else None, "high": y.at(high),
         "colour": colour(point), "shape": SHAPES[point["index"]["kind"]],
         "text": f"{title(point)}: {numbers(point)}", "label": _label(point),
     }  # fmt: skip
@@ -201,8 +235,8 @@ def _labels(
     """A place for each label where it covers neither a dot nor another label, if there is one."""
     taken = [(dot["x"] - 6, dot["y"] - 6, dot["x"] + 6, dot["y"] + 6) for dot in dots]
     found = []
-    present = [dot for dot in dots if dot["present"] and not dot["best"]]
-    for dot in [*wanted, *present]:
+    marked = [dot for dot in dots if (dot["present"] or dot["bought"]) and not dot["best"]]
+    for dot in [*wanted, *marked]:
         width = LABEL_WIDTH * len(dot["label"])
         places = [
             (dot["x"] + dx, dot["y"] + dy)

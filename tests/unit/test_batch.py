@@ -24,7 +24,8 @@ from workflow.run import Run, read_json, write_bytes, write_json
 def test_rows_of_numbers() -> None:
     scores = np.array([[3, 2, 1], [5, -np.inf, -np.inf], [-np.inf] * 3], np.float32)
     video_ids = np.array([[7, 8, 9], [4, -1, -1], [-1, -1, -1]])
-    table = as_rows(np.array([10, 20, 30]), video_ids, scores, np.array([0, 3, 3]))
+    table, owner = as_rows(np.array([10, 20, 30]), video_ids, scores, np.array([0, 3, 3]))
+    assert owner.tolist() == [0, 0, 0, 1, 2]
     assert table.to_pydict() == {
         "user_id": [10, 10, 10, 20, 30],
         "rank": [1, 2, 3, 1, None],
@@ -43,7 +44,7 @@ def test_rows_of_text() -> None:
     users = np.array(["vü".encode(), b"w"], object)
     video_ids = np.array([["é".encode(), b"b"], [b"c", b""]], object)
     scores = np.array([[1, 0], [1, -np.inf]], np.float32)
-    table = as_rows(users, video_ids, scores, np.array([1, 2]))
+    table, _ = as_rows(users, video_ids, scores, np.array([1, 2]))
     assert table.column("user_id").to_pylist() == ["vü", "vü", "w"]
     assert table.column("video_id").to_pylist() == ["é", "b", "c"]
     assert table.column("status").to_pylist() == ["unknown_user"] * 2 + ["empty_history"]
@@ -52,7 +53,7 @@ def test_rows_of_text() -> None:
 @pytest.mark.parametrize("dtype", [np.int64, object])
 def test_nobody_has_any_video(dtype: Any) -> None:
     nothing = np.zeros((2, 0), dtype)
-    table = as_rows(np.array([1, 2]), nothing, np.zeros((2, 0), np.float32), np.array([3, 3]))
+    table, _ = as_rows(np.array([1, 2]), nothing, np.zeros((2, 0), np.float32), np.array([3, 3]))
     assert table.column("user_id").to_pylist() == [1, 2]
     assert all(table.column(name).null_count == 2 for name in ("rank", "video_id", "score"))
 

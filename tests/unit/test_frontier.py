@@ -24,7 +24,7 @@ from triton_repo.frontier import (
     within_budget,
     worth_measuring,
 )
-from triton_repo.frontier_page import headline, lines, plot, render_page
+from triton_repo.frontier_page import LEFT, RIGHT, Ratios, headline, lines, plot, render_page
 from workflow.config import changed_config, load_config
 from workflow.errors import ConfigError
 
@@ -188,16 +188,29 @@ def test_page_holds_every_point_and_its_settings() -> None:
 
 
 def test_plot_is_to_scale() -> None:
+    """Equal ratios of costs are equal distances: here 10, 8, 5 and a budget of 9."""
     points = result()["points"][:3]
     drawn = plot(points, p99_ms, "best_for_latency", BUDGET)
     at = {dot["name"]: dot for dot in drawn["dots"]}
-    a, b, c = (at[one["name"]]["x"] - drawn["left"] for one in points)
-    assert a / c == pytest.approx(2, rel=0.01) and b / c == pytest.approx(1.6, rel=0.01)
-    assert drawn["limit"] - drawn["left"] == pytest.approx(1.8 * c, rel=0.01)
+    a, b, c = (at[one["name"]]["x"] for one in points)
+    assert (b - c) / (a - c) == pytest.approx(np.log(8 / 5) / np.log(10 / 5), abs=0.01)
+    limit = (drawn["limit"] - c) / (a - c)
+    assert limit == pytest.approx(np.log(9 / 5) / np.log(10 / 5), abs=0.01)
+    assert plot(points, p99_ms, "best_for_latency", BUDGET | {"p99_ms": 1.0})["limit"] is None
     assert at["50-flat-int8"]["y"] < at["100-flat-fp32"]["y"] < at["25-ivf0.9-none"]["y"]
     assert at["50-flat-int8"]["bought"] and not at["100-flat-fp32"]["bought"]
     corners = re.findall(r"[MHV][\d. ]+", drawn["steps"])
     assert corners[0] == f"M{at['25-ivf0.9-none']['x']} {at['25-ivf0.9-none']['y']}"
+
+
+@pytest.mark.parametrize("costs", [(5.0, 5.0), (1.1, 1.9), (7.0, 160.0), (0.3, 4_000.0)])
+def test_ticks_are_few_and_inside(costs: tuple[float, float]) -> None:
+    scale = Ratios.of(costs)
+    at = [tick["at"] for tick in scale.ticks]
+    assert 2 <= len(at) <= 14 and at == sorted(set(at))
+    assert at[0] >= LEFT and at[-1] <= RIGHT
+    for tick in scale.ticks:
+        assert scale.at(float(tick["text"])) == pytest.approx(tick["at"], abs=0.1)
 
 
 def test_labels_cover_nothing() -> None:
