@@ -46,10 +46,8 @@ def render_page(result: dict[str, Any]) -> str:
         cpu=plot(measured, cpu_s, "best_for_cpu", budget, line=False),
         rows=sorted(points, key=lambda one: -ndcg(one)),
         title=title,
-        kinds=[
-            (SHAPES[k], KINDS[k]) for k in KINDS if any(p["index"]["kind"] == k for p in points)
-        ],
-        rankers=[(k, RANKERS[k]) for k in RANKERS if any(colour(p) == k for p in points)],
+        kinds=[(SHAPES[k], KINDS[k]) for k in KINDS if k in {p["index"]["kind"] for p in measured}],
+        rankers=[(k, RANKERS[k]) for k in RANKERS if k in {colour(p) for p in measured}],
         not_measured=len(points) - len(measured),
         json_link=json_link(result),
     )
