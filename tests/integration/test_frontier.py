@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,23 @@ SERVED, RETRIEVAL = "100-flat-fp32", "100-flat-none"
 
 
 @pytest.fixture(scope="module")
-def swept(marquee: Any, sim_run: Any) -> dict[str, Any]:
-    return marquee.json(*WORDS, "--run", sim_run.folder)
+def folder(sim_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: other tests look at what a run holds."""
+    folder = tmp_path_factory.mktemp("runs") / "frontier"
+    shutil.copytree(folder, folder, ignore=shutil.ignore_patterns("logs"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swept(marquee: Any, folder: Path) -> dict[str, Any]:
+    return marquee.json(*WORDS, "--run", folder)
 
 
 def per_user(folder: Path, name: str) -> Any:
     return np.load(folder / "frontier" / "points" / name / "ndcg.npy", allow_pickle=False)
 
 
-def test_quality_is_that_of_evaluate(swept: Any, sim_run: Any) -> None:
+def test_quality_is_that_of_evaluate(swept: Any, folder: Path) -> None:
     """Served and retrieval order, user by user, against the trained models themselves.
 
     A user's list may differ where the evaluation takes the videos' age at the start of the test
@@ -40,7 +49,7 @@ def test_quality_is_that_of_evaluate(swept: Any, sim_run: Any) -> None:
     from models.evaluation.retrieval import Bench
     from models.watches import Catalogue, Watches
 
-    job = Job.load(Run(sim_run.folder))
+    job = Job.load(Run(folder))
     trained = Trained(job.run, job.config)
     queries = held_out(trained, trained.query_columns)
     counts = Watches.read(trained.store, trained.spec, "train", "valid").counts
@@ -49,7 +58,7 @@ def test_quality_is_that_of_evaluate(swept: Any, sim_run: Any) -> None:
     ranked = ranked_lists(candidates, trained.candidate_scores(queries, candidates))
     for name, lists in ((SERVED, ranked), (RETRIEVAL, candidates)):
         expected = bench.judge_lists(lists).values["ndcg@10"]
-        found = per_user(sim_run.folder, name)
+        found = per_user(folder, name)
         assert len(found) == len(expected) == swept["users"]
         same = np.abs(found - expected) < 1e-9
         assert same.mean() > (0.9 if name == SERVED else 0.99)
@@ -59,7 +68,7 @@ def test_quality_is_that_of_evaluate(swept: Any, sim_run: Any) -> None:
         assert point["quality"]["low"] < found.mean() < point["quality"]["high"]
 
 
-def test_points_were_measured(swept: Any, sim_run: Any) -> None:
+def test_points_were_measured(swept: Any, folder: Path) -> None:
     served, retrieval = swept["points"]
     assert served["present"] and served["words"] == [] and not retrieval["present"]
     for point in swept["points"]:
@@ -68,26 +77,26 @@ def test_points_were_measured(swept: Any, sim_run: Any) -> None:
         assert 0.1 < load["cpu_s_per_1000"] < 100 and point["stages_cpu_ms"] > 0
     best = max(swept["points"], key=lambda one: one["quality"]["mean"])
     assert swept["budget"]["configuration"] == best["name"]
-    saved = read_json(sim_run.folder / "frontier" / "frontier.json")
+    saved = read_json(folder / "frontier" / "frontier.json")
     assert saved == {name: value for name, value in swept.items() if name != "run"}
-    page = (sim_run.folder / "frontier" / "frontier.html").read_text()
+    page = (folder / "frontier" / "frontier.html").read_text()
     assert "A p99 of 100000 ms buys" in page and "--set serving.ranker=none" in page
 
 
 def test_the_settings_make_the_configuration(
-    marquee: Any, swept: Any, sim_run: Any, copied: Path
+    marquee: Any, swept: Any, folder: Path, copied: Path
 ) -> None:
     """An export of a copy of the run with the printed words is the very bundle that was judged."""
     words = [word for one in swept["points"][1]["words"] for word in ("--set", one)]
     marquee.json("export", "--run", copied, *words)
-    point = Run(sim_run.folder / "frontier" / "points" / RETRIEVAL)
-    assert bundle_key(Run(copied)) == bundle_key(point) != bundle_key(Run(sim_run.folder))
+    point = Run(folder / "frontier" / "points" / RETRIEVAL)
+    assert bundle_key(Run(copied)) == bundle_key(point) != bundle_key(Run(folder))
 
 
-def test_done_points_are_not_done_again(marquee: Any, swept: Any, sim_run: Any) -> None:
-    points = sim_run.folder / "frontier" / "points"
+def test_done_points_are_not_done_again(marquee: Any, swept: Any, folder: Path) -> None:
+    points = folder / "frontier" / "points"
     before = {path: path.stat().st_mtime_ns for path in points.glob("*/*.json")}
-    again = marquee.json(*WORDS[:-1], 0.001, "--run", sim_run.folder)
+    again = marquee.json(*WORDS[:-1], 0.001, "--run", folder)
     assert again["points"] == swept["points"]
     assert again["budget"]["configuration"] is None
     measured = [path for path in before if path.name in ("load.json", "quality.json")]
