@@ -24,7 +24,7 @@ SERVED, RETRIEVAL = "100-flat-fp32", "100-flat-none"
 def folder(sim_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy: other tests look at what a run holds."""
     folder = tmp_path_factory.mktemp("runs") / "frontier"
-    shutil.copytree(folder, folder, ignore=shutil.ignore_patterns("logs"))
+    shutil.copytree(sim_run.folder, folder, ignore=shutil.ignore_patterns("logs"))
     return folder
 
 
