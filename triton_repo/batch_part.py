@@ -34,11 +34,13 @@ class Answering:
         bundle: `bundle_key` of the repository that must answer.
         at: unix seconds of the request.
         top_k: length of the lists.
+        state: where users' events since the export are; "" for nowhere.
     """
 
     bundle: str
     at: int
     top_k: int
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Worker:
 
     def __init__(self, run: Run, answering: Answering) -> None:
         self.answering = answering
-        self.pipeline = LocalPipeline(run)
+        self.pipeline = LocalPipeline(run, answering.state)
         if bundle_key(run) != answering.bundle:
             raise ServingError(
                 f"the model repository of {run} was replaced during the batch",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from workflow.console import Output
 from workflow.job import Job
-from workflow.verbs import request_time
 
 if TYPE_CHECKING:
     from triton_repo.frontier import Sweep
@@ -29,9 +28,15 @@ def write_batch(
     from triton_repo.batch import Plan, batch
     from triton_repo.batch_part import Answering
     from triton_repo.batch_users import all_users, users_of_file
+    from triton_repo.client import UserEvents
     from triton_repo.local import bundle_key
+    from triton_repo.recommend import parse_time
+    from triton_repo.state import state_in_use
+    from triton_repo.watch import next_second
 
-    answering = Answering(bundle_key(job.run), request_time(job, at), top_k)
+    after_the_log = next_second(job.run, lambda: UserEvents(0, 0))
+    moment = after_the_log if at is None else parse_time(at)
+    answering = Answering(bundle_key(job.run), moment, top_k, state_in_use(job.run))
     user_ids = all_users(job.run) if users is None else users_of_file(users, job.contract)
     with output.stage(f"Recommend for {len(user_ids):,} users") as report:
         result = batch(

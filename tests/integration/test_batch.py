@@ -140,3 +140,21 @@ def test_workers_end_with_their_parent(
     process.wait()
     gone, alive = psutil.wait_procs(left, timeout=20)
     assert len(gone) == 2 and not alive
+
+
+def test_watches_since_the_export_count(
+    marquee: Any, serve: Any, copied: Path, sim_batch: Any, tmp_path: Path
+) -> None:
+    """Told to a server of the run, they leave the batch's list as they leave the server's."""
+    folder, before = sim_batch
+    user, found = next(iter(lists(folder).items()))
+    video, at = found["video_id"][0], before["at"] + 10
+    with serve(copied) as endpoint, Client(endpoint["grpc_url"]) as client:
+        client.watched(user, video, time=at - 5)
+        answer = client.recommend(user, top_k=10, time=at)
+    (tmp_path / "users.txt").write_text(str(user))
+    words = ("--users", tmp_path / "users.txt", "--at", at, "--top-k", 10)
+    marquee.json("batch", "--run", copied, *words, "--output", tmp_path / "out")
+    mine = lists(tmp_path / "out")[user]
+    assert video not in mine["video_id"]
+    check(mine, answer.video_ids.tolist(), answer.scores, answer.status.name)
