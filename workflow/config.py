@@ -153,9 +153,14 @@ class IndexConfig(_Strict):
 
 
 class ServingConfig(_Strict):
-    """What the exported repository does per request."""
+    """What the exported repository does per request.
+
+    `ranker`: how the trained ranker is served, as trained or with 8-bit integers in its layers;
+    none keeps the order of retrieval.
+    """
 
     num_candidates: int = Field(100, ge=1, le=2_000)
+    ranker: Literal["fp32", "int8", "none"] = "fp32"
     default_top_k: int = Field(20, ge=1)
     max_batch_size: int = Field(32, ge=1)
     exclude_watched: bool = True
