@@ -200,15 +200,15 @@ def fold_videos(
     ]
     item = np.sum(columns, axis=0, dtype=np.float32)
     if weights.item is not None:
-        numbers = np.stack([values[name] for name in weights.item_numbers], axis=1)
-        item += numbers.astype(np.float32) @ weights.item.kernel + weights.item.bias
+        constant = np.stack([values[name] for name in weights.item_numbers], axis=1)
+        item += constant.astype(np.float32) @ weights.item.kernel + weights.item.bias
     products = [
         np.einsum("nd,nd->n", one, other)
         for i, one in enumerate(columns)
         for other in columns[i + 1 :]
     ]
-    numbers = [*products, *(np.asarray(v) for v in values.values())]
-    joined = np.stack(numbers, axis=1) if numbers else np.zeros((len(item), 0))
+    read = [*products, *(np.asarray(v) for v in values.values())]
+    joined = np.stack(read, axis=1) if read else np.zeros((len(item), 0))
     return np.stack([*columns, item], axis=1), joined.astype(np.float32)
 
 

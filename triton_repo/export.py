@@ -19,6 +19,7 @@ from models.retriever import load_two_tower
 from models.two_tower import output_dim
 from models.weights import fold_videos, query_weights, ranker_weights
 from triton_repo.graph import Slot, save_graph
+from triton_repo.quantise import quantised
 from triton_repo.query_graph import query_tower_graph
 from triton_repo.ranker_graph import RankerLayout, ranker_graph
 from triton_repo.tensors import (
@@ -140,6 +141,7 @@ class _Exporter:
         names = [f.name for f in self.query_features if f.group == "context"]
         return {
             "query_index": parts,
+            "user_values": list(self.query_values),  # columns of user_value.npy
             "longest_history": longest_history(self.spec),
             "session_gap_s": self.spec.session_gap_s,
             "vocabulary": {name: self._vocabulary(name) for name in names},
@@ -175,7 +177,10 @@ class _Exporter:
         values = [f.name for f in self.video_features if f.kind == "continuous"]
         cross = [f.name for f in self.spec.of_group("cross")]
         layout = RankerLayout(self.slots, self.query_values, tuple(fields), (*values, *cross))
-        save_graph(ranker_graph(weights, layout), target / "ranker.onnx")
+        if self.config.serving.ranker != "none":
+            graph = ranker_graph(weights, layout)
+            reduced = self.config.serving.ranker == "int8"
+            save_graph(quantised(graph) if reduced else graph, target / "ranker.onnx")
         encoded, numbers = (
             {name: np.asarray(self.store.video(name)) for name in names}
             for names in (fields, values)
@@ -188,6 +193,8 @@ class _Exporter:
             self._save(target, "publish_time", self.store.video("publish_time"))
         age = self.events["video_age_days"] if cross else None
         settings = {
+            "ranks": self.config.serving.ranker != "none",
+            "video_values": values,  # the last columns of video_value.npy
             "default_top_k": self.config.serving.default_top_k,
             "video_age_days": {"fill": age.fill, "mean": age.mean, "std": age.std} if age else None,
         }

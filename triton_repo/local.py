@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +27,7 @@ class LocalPipeline:
     """
 
     def __init__(self, run: Run, state: str | None = None) -> None:
-        self.folder = run.require(run.repository, "model repository", "marquee export")
+        self.run = run
         self.state = state or ""
         self.stages = {name: self._load_stage(name) for name in STAGES}
 
@@ -61,9 +62,24 @@ class LocalPipeline:
         return UserEvents(int(answer["num_events"][0, 0]), int(answer["last_time"][0, 0]))
 
     def _load_stage(self, name: str) -> Any:
-        folder = self.folder / name / "1"
+        folder = stage_folder(self.run, name)
         module = _module(f"marquee_{name}", folder / "stage.py")
         return module.Stage(folder, self.state) if name in USES_STATE else module.Stage(folder)
+
+
+def stage_folder(run: Run, name: str) -> Path:
+    """Where the code and files of an exported stage are.
+
+    Raises:
+        MissingArtifactError: nothing was exported yet.
+    """
+    return run.require(run.repository, "model repository", "marquee export") / name / "1"
+
+
+def bundle_key(run: Run) -> str:
+    """SHA-256 of the repository's own list of file hashes: another export gives another key."""
+    path = run.require(run.repository / "bundle.json", "model repository", "marquee export")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _module(name: str, path: Path) -> ModuleType:

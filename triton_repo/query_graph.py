@@ -93,7 +93,8 @@ class _QueryTower:
         dim, count = w.position.shape[1], w.recency.shape[1]
         asked = w.query.astype(np.float64).reshape(dim, count, dim)
         folded = asked @ w.key.astype(np.float64).T * dim**-0.5
-        return folded.reshape(dim, count * dim).astype(np.float32)
+        result: npt.NDArray[np.float32] = folded.reshape(dim, count * dim).astype(np.float32)
+        return result
 
     def _flat(self, heads: str) -> str:
         count, dim = self.weights.recency.shape[1], self.weights.position.shape[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 from workflow.errors import ConfigError
 from workflow.run import Run
@@ -26,3 +27,9 @@ def state_of(run: Run, chosen: str | None = None) -> str:
             expected="redis://host:port/0, rediss://…, unix://… or the path of a file",
         )
     return state
+
+
+def state_in_use(run: Run) -> str:
+    """As `state_of`, but "" where that is a file which does not exist: nothing was kept yet."""
+    state = state_of(run)
+    return state if "://" in state or Path(state).exists() else ""

@@ -70,7 +70,7 @@ StateOption = Annotated[
 ]
 
 
-STOPPED = "Stopped. Finished stages are kept: marquee run --resume\n"
+STOPPED = "Stopped. What is finished is kept: the same command goes on with --resume.\n"
 
 
 def main() -> None:
@@ -337,4 +337,4 @@ def init(
     write_draft(folder, to, Output(json), force=force)
 
 
-from workflow import cli_user  # noqa: E402, F401  (adds its verbs to `app`)
+from workflow import cli_batch, cli_user  # noqa: E402, F401  (they add their verbs to `app`)
