@@ -14,10 +14,12 @@ import numpy.typing as npt
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from triton_repo.tensors import TIMINGS
 from workflow.errors import ServingError, StateUnavailableError
 
 MODEL, EVENTS = "marquee", "events"
 _REQUEST_INPUTS = ("user_id", "top_k", "time")  # every other input is a context column
+_ANSWER = ("video_id", "score", "status")
 _INTEGERS: dict[str, np.dtype[np.signedinteger[Any]]] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
@@ -41,11 +43,14 @@ class Recommendation(NamedTuple):
         video_ids: raw ids, int64 or str (dtype object), [K].
         scores: float32 [K], high to low.
         status: how the page came about.
+        stage_us: microseconds that each stage took for the batch that the request was in, where
+            that was asked for.
     """
 
     video_ids: npt.NDArray[Any]
     scores: npt.NDArray[np.float32]
     status: Status
+    stage_us: dict[str, int] | None = None
 
 
 class UserEvents(NamedTuple):
@@ -129,6 +134,7 @@ class Client:
         top_k: int | None = None,
         time: int | None = None,
         context: dict[str, str | int | None] | None = None,
+        timing: bool = False,
     ) -> Recommendation:
         """The best videos for a user now.
 
@@ -137,6 +143,7 @@ class Client:
             top_k: how many videos; None means the server's default.
             time: Unix seconds of the request; None means the server's choice.
             context: context column -> value; a column left out or None counts as null.
+            timing: ask how long each stage took too.
         Raises:
             ServingError: a value or name the server does not take, or no (good) answer.
         """
@@ -149,7 +156,8 @@ class Client:
                 expected="one of " + (", ".join(known) if known else "none: this data has none"),
             )
         values = {"user_id": user_id, "top_k": top_k, "time": time, **context}
-        return _recommendation(self._infer(MODEL, values))
+        wanted = _ANSWER + (TIMINGS if timing else ())
+        return _recommendation(self._infer(MODEL, values, wanted))
 
     def watched(
         self,
@@ -199,12 +207,21 @@ class Client:
         success = answer["model_stats"][0].get("inference_stats", {}).get("success", {})
         return int(success.get("count", 0))
 
-    def _infer(self, model: str, values: dict[str, Any]) -> Any:
-        """The answer to one request; values that are None are left out."""
+    def _infer(self, model: str, values: dict[str, Any], wanted: tuple[str, ...] = ()) -> Any:
+        """The answer to one request; values that are None are left out.
+
+        Args:
+            wanted: the outputs to ask for; all if empty.
+        """
         given = {name: value for name, value in values.items() if value is not None}
         tensors = [self._tensor(model, name, value) for name, value in given.items()]
         try:
-            return self._client.infer(model, tensors, client_timeout=self.timeout_s)
+            return self._client.infer(
+                model,
+                tensors,
+                outputs=[grpc.InferRequestedOutput(name) for name in wanted] or None,
+                client_timeout=self.timeout_s,
+            )
         except InferenceServerException as error:
             raise self._error(error, model) from error
 
@@ -262,7 +279,13 @@ def _recommendation(answer: Any) -> Recommendation:
     if video_ids.dtype == np.object_:
         video_ids = np.array([one.decode() for one in video_ids], dtype=np.object_)
     status = Status(int(answer.as_numpy("status").ravel()[0]))
-    return Recommendation(video_ids, answer.as_numpy("score")[0], status)
+    return Recommendation(video_ids, answer.as_numpy("score")[0], status, _stage_us(answer))
+
+
+def _stage_us(answer: Any) -> dict[str, int] | None:
+    if answer.get_output(TIMINGS[0]) is None:
+        return None
+    return {name.removesuffix("_us"): int(answer.as_numpy(name)[0, 0]) for name in TIMINGS}
 
 
 def _user_events(answer: Any) -> UserEvents:
