@@ -100,7 +100,7 @@ class Frontier:
         index = [word for word in words if word.startswith(("index.", "serving.num_candidates"))]
         indexed = self.job
         if index:
-            folder = Path("indexes") / f"{one.num_candidates}-{one.index}".replace(":", "")
+            folder = Path("indexes") / f"{one.num_candidates}-{one.index}"
             indexed = self._part(folder, index, *BEFORE_RANKER)
             run_stages(indexed, quiet, ("index",))
         job = self._part(Path("points") / one.name, words, *BEFORE_RANKER)
