@@ -46,7 +46,10 @@ def recommend(
     if in_process:
         ids, scores, status = _in_process(run, contract, user_id, top_k, at, context)
     else:
-        with running_server(run) as server, Client(server.grpc_url) as client:
+        with (
+            running_server(run) as server,
+            Client(server.grpc_url, credentials=server.credentials) as client,
+        ):
             answer = client.recommend(user_id, top_k=top_k, time=at, context=dict(context))
         ids, scores, status = answer.video_ids, answer.scores, answer.status
     titles = _titles(run, contract, ids)
