@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -202,6 +203,12 @@ class TritonServer:
 
 def _check_repository(repository: Path) -> None:
     """Refuse what tritonserver would wait for without an end or serve as nothing at all."""
+    if re.search(r"[\s'\"\\$`&|;<>()*?]", str(repository.absolute())):
+        raise ServingError(
+            f"Triton cannot serve from the folder {str(repository)!r}",
+            expected="a path without spaces, quotes or other characters that a shell reads",
+            next_step="move the run, or copy its model repository elsewhere",
+        )
     configurations = sorted(repository.glob("*/config.pbtxt"))
     if not configurations:
         raise ServingError(
