@@ -2,7 +2,9 @@
 
 Triton checks a header per group of endpoints. The group that changes a server (model repository,
 shared memory, trace, log) always wants a key that is made anew for each server and that only
-our own tools read; whoever may load a model may run any code.
+our own tools read; whoever may load a model may run any code. So does inference over HTTP, that
+is: it is off. One JSON tensor with a huge shape ends Triton 2.51 (an uncaught std::bad_alloc); the
+key is checked before the request is read. gRPC refuses such a shape.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ CONTROL_HEADER = "control-key"
 API_HEADER = "api-key"
 GRPC_PREFIX = "triton-grpc-protocol-"  # Triton wants it before the header's name, on gRPC only
 CONTROL_ENDPOINTS = "model-repository,shared-memory,trace,logging"
-API_ENDPOINTS = "inference,metadata,model-config,statistics"
+API_ENDPOINTS = "metadata,model-config,statistics"
+INFERENCE = "inference"
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,256}")
 LOOPBACK = "127.0.0.1"
 
@@ -119,14 +122,13 @@ class Access:
 
     def options(self) -> list[str]:
         """tritonserver's arguments."""
-        groups = [(CONTROL_ENDPOINTS, CONTROL_HEADER, self.control_key)]
+        grpc, http = "--grpc-restricted-protocol", "--http-restricted-api"
+        control = f"{CONTROL_HEADER}={self.control_key}"
+        words = [f"{grpc}={CONTROL_ENDPOINTS}:{control}"]
+        words += [f"{http}={CONTROL_ENDPOINTS},{INFERENCE}:{control}"]
         if self.api_key is not None:
-            groups.append((API_ENDPOINTS, API_HEADER, self.api_key))
-        words = [
-            f"--{option}={endpoints}:{header}={key}"
-            for option in ("grpc-restricted-protocol", "http-restricted-api")
-            for endpoints, header, key in groups
-        ]
+            key = f"{API_HEADER}={self.api_key}"
+            words += [f"{grpc}={API_ENDPOINTS},{INFERENCE}:{key}", f"{http}={API_ENDPOINTS}:{key}"]
         if self.tls_cert is not None:
             words += ["--grpc-use-ssl=true", f"--grpc-server-cert={self.tls_cert}"]
             words += [f"--grpc-server-key={self.tls_key}"]

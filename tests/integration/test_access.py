@@ -164,8 +164,10 @@ def test_without_tls_or_with_another_certificate_nothing_is_said(
         _refused(lambda c=client: c.is_server_live(client_timeout=3), "failed to connect|Socket")
 
 
-def _http(url: str, key: str | None = None, header: str = "api-key") -> int:
-    request = urllib.request.Request(url, headers={} if key is None else {header: key})
+def _http(
+    url: str, key: str | None = None, header: str = "api-key", body: bytes | None = None
+) -> int:
+    request = urllib.request.Request(url, body, {} if key is None else {header: key})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         return int(opener.open(request, timeout=5).status)
@@ -211,6 +213,18 @@ def test_control_is_restricted_without_any_option(sim_server: dict[str, Any]) ->
     for path in CONTROL_PATHS:
         assert _http(f"{sim_server['http_url']}/v2/{path}") == 403
     assert client.infer("marquee", [_user()]).as_numpy("score").size
+
+
+def test_http_does_not_infer(sim_server: dict[str, Any]) -> None:
+    """The second body would end Triton 2.51 if it read it."""
+    client = connect(sim_server["grpc_url"])
+    for shape in ([1, 1], [1000, 2**63 - 1, 2**31 - 1]):
+        tensor = {"name": "user_id", "datatype": "INT64", "shape": shape, "data": [1]}
+        body = json.dumps({"inputs": [tensor]}).encode()
+        for way in ("infer", "generate", "generate_stream"):
+            url = f"{sim_server['http_url']}/v2/models/marquee/{way}"
+            assert _http(url, body=body) == 403
+    assert client.is_server_ready()
 
 
 def test_it_listens_on_loopback_only(sim_server: dict[str, Any]) -> None:

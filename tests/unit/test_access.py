@@ -15,15 +15,18 @@ def test_control_wants_a_key_of_this_server_only() -> None:
     assert first.control_key != second.control_key
     options = first.options()
     assert len(options) == 2
+    assert "model-repository,shared-memory,trace,logging:" in options[0]
+    assert "model-repository,shared-memory,trace,logging,inference:" in options[1]
     for option in options:
-        assert "model-repository,shared-memory,trace,logging" in option
         assert option.endswith(f":control-key={first.control_key}")
     assert first.control_key not in repr(first)
 
 
 def test_an_api_key_covers_the_rest_but_health() -> None:
     options = Access(api_key="k" * 16).options()
-    assert sum("inference,metadata,model-config,statistics:api-key" in o for o in options) == 2
+    wanted = [option for option in options if ":api-key" in option]
+    assert wanted[0].startswith("--grpc") and "=metadata,model-config,statistics,inf" in wanted[0]
+    assert wanted[1].startswith("--http") and "=metadata,model-config,statistics:" in wanted[1]
     assert not any("health" in option for option in options)
 
 
