@@ -178,12 +178,17 @@ def _facts(run: Run) -> dict[str, Any]:
         "num_videos": data.get("num_videos"),
         "num_candidates": index.get("num_candidates"),
         "recall_vs_exact": index.get("recall_vs_exact"),
-        "hardware": {
-            "cpu": _cpu_model(),
-            "cores": len(os.sched_getaffinity(0)),
-            "memory_gb": round(_memory_bytes() / 1e9, 1),
-        },
+        "hardware": machine(),
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on: {"cpu", "cores", "memory_gb"}."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(_memory_bytes() / 1e9, 1),
     }
 
 

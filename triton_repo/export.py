@@ -18,14 +18,19 @@ from models.ranker import load_ranker
 from models.retriever import load_two_tower
 from models.two_tower import output_dim
 from models.weights import fold_videos, query_weights, ranker_weights
-from triton_repo.graph import Slot
+from triton_repo.graph import Slot, save_graph
+from triton_repo.quantise import quantised
 from triton_repo.query_graph import query_tower_graph
 from triton_repo.ranker_graph import RankerLayout, ranker_graph
 from triton_repo.tensors import (
     ENSEMBLE,
+    EVENTS,
     STAGES,
+    USES_STATE,
     ensemble_body,
+    longest_history,
     model_tensors,
+    python_body,
     render_config,
     stage_body,
 )
@@ -52,16 +57,18 @@ def export_repository(
     run.require(run.index / "index.faiss", "index", "marquee index")
     with replaced_folder(run.repository) as folder:
         exporter = _Exporter(run, config, contract, folder)
-        for done, step in enumerate(
-            (exporter.query_tower, exporter.retrieval, exporter.ranker, exporter.configs)
-        ):
-            report(done, 4, step.__name__.replace("_", " "))
+        steps = (
+            exporter.query_tower, exporter.retrieval, exporter.ranker, exporter.events_model,
+            exporter.configs,
+        )  # fmt: skip
+        for done, step in enumerate(steps):
+            report(done, len(steps), step.__name__.replace("_", " "))
             step()
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         write_json(folder / "bundle.json", _manifest(folder, files))
     size = sum(path.stat().st_size for path in run.repository.rglob("*") if path.is_file())
     return {
-        "models": [ENSEMBLE, *STAGES],
+        "models": [ENSEMBLE, *STAGES, EVENTS],
         "num_files": len(files) + 1,
         "megabytes": round(size / 1e6, 1),
     }
@@ -100,7 +107,11 @@ class _Exporter:
         self.dim = output_dim(self.config.retriever)
         weights = query_weights(model, self.spec)
         graph = query_tower_graph(weights, self.slots, self.query_values)
-        (target / "tower.onnx").write_bytes(graph)
+        save_graph(graph, target / "tower.onnx")
+        self.query_tables(target)
+
+    def query_tables(self, target: Path) -> None:
+        """Everything of the query tower but its graph."""
         users = [f for f in self.query_features if f.group == "user"]
         self._save(target, "user_id", self.store.user("user_id"))
         self._save(
@@ -109,8 +120,9 @@ class _Exporter:
         values = [self.store.user(name) for name in self.query_values]
         self._save(target, "user_value", _columns(values, np.float32))
         histories = self.store.histories()
-        video_index = np.asarray(self.store.video("video_index"))
-        self._save(target, "watched_index", video_index[histories.video_row])
+        self._save(target, "video_id", self.store.video("video_id"))
+        self._save(target, "video_index", self.store.video("video_index"))
+        self._save(target, "watched_row", histories.video_row)
         if histories.label is not None:
             self._save(target, "watched_label", FIRST_VALUE + histories.label.astype(np.int32))
         self._save(target, "watched_time", histories.time)
@@ -129,6 +141,8 @@ class _Exporter:
         names = [f.name for f in self.query_features if f.group == "context"]
         return {
             "query_index": parts,
+            "user_values": list(self.query_values),  # columns of user_value.npy
+            "longest_history": longest_history(self.spec),
             "session_gap_s": self.spec.session_gap_s,
             "vocabulary": {name: self._vocabulary(name) for name in names},
         }
@@ -163,16 +177,24 @@ class _Exporter:
         values = [f.name for f in self.video_features if f.kind == "continuous"]
         cross = [f.name for f in self.spec.of_group("cross")]
         layout = RankerLayout(self.slots, self.query_values, tuple(fields), (*values, *cross))
-        (target / "ranker.onnx").write_bytes(ranker_graph(weights, layout))
-        encoded = {name: np.asarray(self.store.video(name)) for name in fields}
-        self._save(target, "video_vector", fold_videos(weights.tables, encoded))
-        stacked = _columns([self.store.video(name) for name in values], np.float32)
-        self._save(target, "video_value", stacked)
+        if self.config.serving.ranker != "none":
+            graph = ranker_graph(weights, layout)
+            reduced = self.config.serving.ranker == "int8"
+            save_graph(quantised(graph) if reduced else graph, target / "ranker.onnx")
+        encoded, numbers = (
+            {name: np.asarray(self.store.video(name)) for name in names}
+            for names in (fields, values)
+        )
+        vectors, video_value = fold_videos(weights, encoded, numbers)
+        self._save(target, "video_vector", vectors)
+        self._save(target, "video_value", video_value)
         self._save(target, "video_id", self._video_ids())
         if cross:
             self._save(target, "publish_time", self.store.video("publish_time"))
         age = self.events["video_age_days"] if cross else None
         settings = {
+            "ranks": self.config.serving.ranker != "none",
+            "video_values": values,  # the last columns of video_value.npy
             "default_top_k": self.config.serving.default_top_k,
             "video_age_days": {"fill": age.fill, "mean": age.mean, "std": age.std} if age else None,
         }
@@ -183,13 +205,22 @@ class _Exporter:
         ids = np.asarray(self.store.video("video_id"))
         return np.concatenate([np.zeros(1, ids.dtype), ids])
 
+    # --- events ----------------------------------------------------------------------------------
+    def events_model(self) -> None:
+        settings = {
+            "longest_history": longest_history(self.spec),
+            "only_positive": self.contract.watched == "label",
+        }
+        write_json(self._stage(EVENTS) / "stage.json", settings)
+
     # --- configs ---------------------------------------------------------------------------------
     def configs(self) -> None:
         batch = self.config.serving.max_batch_size
         num_candidates = self.index_report["num_candidates"]
         tensors = model_tensors(self.contract, self.spec, num_candidates, self.dim)
-        for name in STAGES:
-            text = render_config(name, tensors[name], batch, stage_body(tensors[name], batch))
+        for name in (*STAGES, EVENTS):
+            body = python_body() if name == EVENTS else stage_body(tensors[name], batch)
+            text = render_config(name, tensors[name], batch, body)
             (self.folder / name / "config.pbtxt").write_text(text)
         (self.folder / ENSEMBLE / str(VERSION)).mkdir(parents=True)
         # Triton needs the version folder; git and some copy tools drop empty ones.
@@ -202,8 +233,11 @@ class _Exporter:
     def _stage(self, name: str) -> Path:
         target = self.folder / name / str(VERSION)
         target.mkdir(parents=True)
-        shutil.copyfile(TEMPLATES / "common" / "model.py", target / "model.py")
-        shutil.copyfile(TEMPLATES / name / "stage.py", target / "stage.py")
+        code = [TEMPLATES / "common" / "model.py", *sorted((TEMPLATES / name).glob("*.py"))]
+        if name in USES_STATE:
+            code.append(TEMPLATES / "common" / "store.py")
+        for path in code:
+            shutil.copyfile(path, target / path.name)
         return target
 
     @staticmethod

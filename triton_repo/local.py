@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from triton_repo.tensors import STAGES
+from triton_repo.client import UserEvents
+from triton_repo.tensors import EVENTS, STAGES, USES_STATE
+from workflow.errors import StateUnavailableError
 from workflow.run import Run
 
 
@@ -18,13 +21,15 @@ class LocalPipeline:
 
     Args:
         run: the run whose repository is used.
+        state: where users' events since the export are (triton_repo.state); None: nowhere.
     Raises:
         MissingArtifactError: nothing was exported yet.
     """
 
-    def __init__(self, run: Run) -> None:
-        folder = run.require(run.repository, "model repository", "marquee export")
-        self.stages = {name: _load_stage(folder / name / "1") for name in STAGES}
+    def __init__(self, run: Run, state: str | None = None) -> None:
+        self.run = run
+        self.state = state or ""
+        self.stages = {name: self._load_stage(name) for name in STAGES}
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Answer a batch given as the ensemble's input tensors (leave out what is absent).
@@ -43,15 +48,46 @@ class LocalPipeline:
             known |= stage.finish(stage.run(known))
         return {name: known[name] for name in ("video_id", "score", "status")}
 
+    def user_events(self, user_id: int | bytes) -> UserEvents:
+        """What the online state has of a user; nothing where there is none.
 
-def _load_stage(folder: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(
-        f"marquee_{folder.parent.name}", folder / "stage.py"
-    )
+        Raises:
+            StateUnavailableError: it does not answer.
+        """
+        stage = self._load_stage(EVENTS)
+        try:
+            answer = stage.run({"user_id": _one(user_id), "video_id": None})
+        except OSError as error:
+            raise StateUnavailableError(str(error)) from None
+        return UserEvents(int(answer["num_events"][0, 0]), int(answer["last_time"][0, 0]))
+
+    def _load_stage(self, name: str) -> Any:
+        folder = stage_folder(self.run, name)
+        module = _module(f"marquee_{name}", folder / "stage.py")
+        return module.Stage(folder, self.state) if name in USES_STATE else module.Stage(folder)
+
+
+def stage_folder(run: Run, name: str) -> Path:
+    """Where the code and files of an exported stage are.
+
+    Raises:
+        MissingArtifactError: nothing was exported yet.
+    """
+    return run.require(run.repository, "model repository", "marquee export") / name / "1"
+
+
+def bundle_key(run: Run) -> str:
+    """SHA-256 of the repository's own list of file hashes: another export gives another key."""
+    path = run.require(run.repository / "bundle.json", "model repository", "marquee export")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _module(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Stage(folder)
+    return module
 
 
 def as_tensors(

@@ -16,6 +16,7 @@ from types import TracebackType
 from triton_repo.access import Access, Credentials, reachable
 from triton_repo.embedded import STUB, embedded_triton
 from triton_repo.ports import check_ports
+from triton_repo.state import STATE_VARIABLE
 from triton_repo.triton_log import log_error
 from workflow.errors import ServingError
 from workflow.run import storage_errors
@@ -44,6 +45,7 @@ class TritonServer:
         repository: the model repository; every model in it is loaded.
         grpc_port, http_port, metrics_port: three different free ports.
         access: where it listens and what it asks for; by default this machine only, no TLS.
+        state: where users' events since the export are kept (triton_repo.state); None: nowhere.
         log_file: replaced at each start.
     """
 
@@ -56,10 +58,12 @@ class TritonServer:
         http_port: int = 8000,
         metrics_port: int = 8002,
         access: Access | None = None,
+        state: str | None = None,
     ) -> None:
         self.repository = Path(repository)
         self.log_file = Path(log_file)
         self.access = access or Access()
+        self.state = state
         self.ports = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
         self._process: subprocess.Popen[bytes] | None = None
         self._memory_prefix = f"marquee-{os.getpid()}-{grpc_port}-"
@@ -124,7 +128,7 @@ class TritonServer:
         with storage_errors(self.log_file), self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 launcher,
-                env=triton.environment,
+                env=triton.environment | {STATE_VARIABLE: self.state or ""},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -15,6 +15,7 @@ from typing import Any
 from triton_repo.access import NOBODY, Access, Credentials
 from triton_repo.ports import free_ports
 from triton_repo.process import TritonServer, http_ready, tree_cpu_seconds
+from triton_repo.state import state_of
 from triton_repo.supervision import StageWatch
 from workflow.console import Output
 from workflow.errors import ServingError
@@ -46,7 +47,9 @@ def serve(
     http_port: int,
     metrics_port: int,
     output: Output,
+    *,
     access: Access | None = None,
+    state: str | None = None,
 ) -> None:
     """Serve the run's repository until Ctrl-C or SIGTERM, then stop cleanly.
 
@@ -54,7 +57,10 @@ def serve(
     with --json the same object without the keys is printed once it is ready. A stage whose
     process dies is loaded again.
 
+    Args:
+        state: where users' events are kept; None: where `triton_repo.state` says.
     Raises:
+        ConfigError: no such kind of state.
         MissingArtifactError: nothing was exported.
         ServingError: the server does not start, dies, or the run is served already.
         KeyboardInterrupt: stopped before it was ready.
@@ -67,6 +73,7 @@ def serve(
         http_port=http_port,
         metrics_port=metrics_port,
         access=access,
+        state=state_of(run, state),
         log_file=run.logs / LOG_NAME,
     )
     key = _repository_key(repository)
@@ -113,6 +120,7 @@ def running_server(run: Run) -> Iterator[RunningServer]:
         grpc_port=grpc_port,
         http_port=http_port,
         metrics_port=metrics_port,
+        state=state_of(run),
         # The log of a live server of an older export stays as it is.
         log_file=run.logs / (LOG_NAME if found is None else "triton-temporary.log"),
     ) as server:

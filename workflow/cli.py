@@ -57,12 +57,20 @@ AtOption = Annotated[
     typer.Option(
         "--at",
         metavar="TIME",
-        help='Request time: "now", unix seconds or ISO (default: the end of the log).',
+        help='Time: "now", unix seconds or ISO (default: after the last event there is).',
+    ),
+]
+StateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--state",
+        metavar="WHERE",
+        help="What users watch is kept here: a file, or redis://host:port/0 (default: the run).",
     ),
 ]
 
 
-STOPPED = "Stopped. Finished stages are kept: marquee run --resume\n"
+STOPPED = "Stopped. What is finished is kept: the same command goes on with --resume.\n"
 
 
 def main() -> None:
@@ -256,68 +264,6 @@ def export(
 
 
 @app.command()
-def serve(
-    run: RunOption = None,
-    grpc_port: Annotated[int, typer.Option(help="Port of the gRPC endpoint.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="Port of the HTTP endpoint.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="Port of the metrics endpoint.")] = 8002,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option("--tls-cert", metavar="FILE", help="Certificate of the gRPC endpoint (PEM)."),
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key (PEM).")
-    ] = None,
-    tls_ca: Annotated[
-        Path | None,
-        typer.Option(
-            "--tls-ca", metavar="FILE", help="Who signed it, for our own tools (default: itself)."
-        ),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option("--api-key-file", metavar="FILE", help="Key that clients have to show."),
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Serve the run with Triton until Ctrl-C."""
-    from triton_repo.access import open_access
-    from triton_repo.server import serve as serve_run
-
-    job = _existing(run)
-    access = open_access(
-        host, tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca, api_key_file=api_key_file
-    )
-    serve_run(job.run, grpc_port, http_port, metrics_port, Output(json), access)
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def recommend(
-    context: typer.Context,
-    user: Annotated[str, typer.Option("--user", metavar="ID", help="Raw user id.")],
-    run: RunOption = None,
-    top_k: TopKOption = 20,
-    at: AtOption = None,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="Run the stages here, without a server.")
-    ] = False,
-    json: JsonOption = False,
-) -> None:
-    """Recommend videos for a user.
-
-    Context columns of the contract are options too: --device tv.
-    """
-    from workflow.verbs import context_options, print_recommendations
-
-    job = _existing(run)
-    print_recommendations(
-        job, Output(json), user, top_k=top_k, at=at, context=context_options(context.args),
-        in_process=in_process,
-    )  # fmt: skip
-
-
-@app.command()
 def bench(
     run: RunOption = None,
     concurrency: Annotated[
@@ -372,3 +318,6 @@ def init(
     from workflow.verbs import write_draft
 
     write_draft(folder, to, Output(json), force=force)
+
+
+from workflow import cli_batch, cli_serving, cli_user  # noqa: E402, F401  (they add their verbs to `app`)

@@ -9,6 +9,7 @@ MarqueeError                 anything a user can act on; the CLI prints it as on
 ├── TrainingError            a model could not be trained
 ├── ExportError              a model repository could not be written
 └── ServingError             the server could not start, answer or be reached
+    └── StateUnavailableError  the users' events since the export cannot be read or written
 """
 
 from __future__ import annotations
@@ -75,3 +76,7 @@ class ExportError(MarqueeError):
 
 class ServingError(MarqueeError):
     """The server could not start, answer or be reached."""
+
+
+class StateUnavailableError(ServingError):
+    """The users' events since the export cannot be read or written."""

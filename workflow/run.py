@@ -75,12 +75,27 @@ class Run:
         return self.root / "model_repository"
 
     @property
+    def state_file(self) -> Path:
+        """What users have watched since the export (SQLite)."""
+        return self.root / "state" / "events.sqlite"
+
+    @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"
 
     @property
     def benchmark(self) -> Path:
         return self.root / "benchmark"
+
+    @property
+    def batch(self) -> Path:
+        """Recommendations for many users: part-*.parquet and _manifest.json."""
+        return self.root / "batch"
+
+    @property
+    def frontier(self) -> Path:
+        """What serving could trade: frontier.json, frontier.html, and the configurations tried."""
+        return self.root / "frontier"
 
     # --- bookkeeping -------------------------------------------------------------------------
     @property
@@ -177,20 +192,25 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            _sync_tree(temporary)
-            old = target.with_name(f".{target.name}.old-{os.getpid()}")
-            if target.exists():
-                target.rename(old)
-            try:
-                temporary.rename(target)
-            except OSError:
-                if old.exists():
-                    old.rename(target)
-                raise
-            _sync(target.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            swap_folder(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def swap_folder(new: Path, target: Path) -> None:
+    """Let `new` take the place and name of `target` (which need not exist), all on one disk."""
+    _sync_tree(new)
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_leftovers(target: Path) -> None:
