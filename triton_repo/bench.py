@@ -53,7 +53,7 @@ def bench(
     with running_server(run) as server, tempfile.TemporaryDirectory(prefix="marquee-") as folder:
         command = perf_analyzer.locate()
         requests = Path(folder) / "requests.json"
-        with Client(server.grpc_url) as client:
+        with Client(server.grpc_url, credentials=server.credentials) as client:
             rows = sample_requests(run, client.inputs())
             requests.write_text(json.dumps({"data": rows}), encoding="utf-8")
             load = _Load(command, requests, server, client)
@@ -95,6 +95,7 @@ class _Load:
             self.command,
             model=MODEL,
             grpc_url=self.server.grpc_url,
+            credentials=self.server.credentials,
             input_file=self.requests,
             concurrency=concurrency,
             duration_s=duration_s,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from triton_repo.access import NOBODY, Credentials, connect
 from triton_repo.tensors import TIMINGS
 from workflow.errors import ServingError, StateUnavailableError
 
@@ -79,12 +80,15 @@ class Client:
     Args:
         url: host:port of the server's gRPC endpoint.
         timeout_s: the longest that one call may take.
+        credentials: keys that the server wants, and the certificates to trust.
     """
 
-    def __init__(self, url: str, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self, url: str, timeout_s: float = 5.0, *, credentials: Credentials = NOBODY
+    ) -> None:
         self.url = url
         self.timeout_s = timeout_s
-        self._client = grpc.InferenceServerClient(url)
+        self._client = connect(url, credentials)
         self._inputs: dict[str, dict[str, Input]] = {}
 
     def __enter__(self) -> Client:
@@ -241,6 +245,10 @@ class Client:
             return StateUnavailableError(
                 "the online state is unavailable", found=reason, next_step="send it again"
             )
+        for sign, meaning, next_step in _REFUSALS:
+            if sign in message.lower():
+                what = meaning.format(f"the Triton server at {self.url}")
+                return ServingError(what, found=message, next_step=next_step)
         if "UNAVAILABLE" in status:
             what = f"no Triton server answers at {self.url}"
             return ServingError(what, next_step="marquee serve --run RUN")
@@ -253,6 +261,15 @@ class Client:
                 next_step="marquee serve --run RUN",
             )
         return ServingError("the Triton server refused the request", found=message)
+
+
+# Part of Triton's message -> what is wrong, what to do. Most of them are "unavailable" to gRPC.
+_REFUSALS = (
+    ("protocol is restricted", "{} wants another key", "ask whoever runs it for the API key"),
+    ("maximum queue size", "{} is overloaded", "try again later"),
+    ("timeout expired", "{} is overloaded", "try again later"),
+    ("is not healthy", "a stage of {} died and is being restarted", "try again in a second"),
+)
 
 
 def _array(name: str, value: str | float, datatype: str) -> npt.NDArray[Any]:

@@ -264,23 +264,6 @@ def export(
 
 
 @app.command()
-def serve(
-    run: RunOption = None,
-    grpc_port: Annotated[int, typer.Option(help="Port of the gRPC endpoint.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="Port of the HTTP endpoint.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="Port of the metrics endpoint.")] = 8002,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    state: StateOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Serve the run with Triton until Ctrl-C."""
-    from triton_repo.server import serve as serve_run
-
-    job = _existing(run)
-    serve_run(job.run, grpc_port, http_port, metrics_port, Output(json), host=host, state=state)
-
-
-@app.command()
 def bench(
     run: RunOption = None,
     concurrency: Annotated[
@@ -337,4 +320,4 @@ def init(
     write_draft(folder, to, Output(json), force=force)
 
 
-from workflow import cli_batch, cli_user  # noqa: E402, F401  (they add their verbs to `app`)
+from workflow import cli_batch, cli_serving, cli_user  # noqa: E402, F401  (they add their verbs to `app`)

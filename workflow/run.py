@@ -225,13 +225,15 @@ def _remove_leftovers(target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: temporary name, fsync, rename."""
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file atomically: temporary name, fsync, rename. Only its owner may read `private`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with storage_errors(path):
         try:
             with temporary.open("wb") as file:
+                if private:
+                    os.fchmod(file.fileno(), 0o600)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -240,9 +242,10 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, private: bool = False) -> None:
     """Write JSON atomically, keys sorted."""
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    write_bytes(path, text.encode(), private=private)
 
 
 def read_json(path: Path) -> Any:
