@@ -27,6 +27,7 @@ from triton_repo.tensors import (
     EVENTS,
     STAGES,
     USES_STATE,
+    Queue,
     ensemble_body,
     longest_history,
     model_tensors,
@@ -216,10 +217,15 @@ class _Exporter:
     # --- configs ---------------------------------------------------------------------------------
     def configs(self) -> None:
         batch = self.config.serving.max_batch_size
+        queue = Queue(self.config.serving.max_queue_size, self.config.serving.queue_timeout_ms)
         num_candidates = self.index_report["num_candidates"]
         tensors = model_tensors(self.contract, self.spec, num_candidates, self.dim)
         for name in (*STAGES, EVENTS):
-            body = python_body() if name == EVENTS else stage_body(tensors[name], batch)
+            body = (
+                python_body(queue)
+                if name == EVENTS
+                else stage_body(name, tensors[name], batch, queue)
+            )
             text = render_config(name, tensors[name], batch, body)
             (self.folder / name / "config.pbtxt").write_text(text)
         (self.folder / ENSEMBLE / str(VERSION)).mkdir(parents=True)
@@ -234,6 +240,8 @@ class _Exporter:
         target = self.folder / name / str(VERSION)
         target.mkdir(parents=True)
         code = [TEMPLATES / "common" / "model.py", *sorted((TEMPLATES / name).glob("*.py"))]
+        if name in STAGES:
+            code.append(TEMPLATES / "common" / "flow.py")
         if name in USES_STATE:
             code.append(TEMPLATES / "common" / "store.py")
         for path in code:

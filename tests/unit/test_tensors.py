@@ -14,6 +14,7 @@ from triton_repo.tensors import (
     EVENTS,
     STAGES,
     TIMINGS,
+    Queue,
     Tensor,
     ensemble_body,
     id_dtype,
@@ -114,7 +115,7 @@ def test_ensemble_config(case: Any) -> None:
 def test_stage_config(case: Any, size: int, warmups: list[int]) -> None:
     _, _, tensors = case
     io = tensors["ranker"]
-    text = render_config("ranker", io, size, stage_body(io, size))
+    text = render_config("ranker", io, size, stage_body("ranker", io, size, Queue(64, 1_000)))
     assert 'backend: "python"' in text and "max_queue_delay_microseconds: 0" in text
     assert [
         int(n) for n in re.findall(r"batch_size: (\d+)\n", text.split("model_warmup", 1)[1])
