@@ -24,6 +24,11 @@ _INTEGERS: dict[str, np.dtype[np.signedinteger[Any]]] = {
 }
 
 
+def front_model(name: str | None) -> str:
+    """The ensemble that answers for the live bundle, or for the one deployed under a name."""
+    return MODEL if name is None else f"{MODEL}_{name}"
+
+
 class Status(IntEnum):
     """How an answer came about; with every status but `ok` the page is still usable."""
 
@@ -40,11 +45,13 @@ class Recommendation(NamedTuple):
         video_ids: raw ids, int64 or str (dtype object), [K].
         scores: float32 [K], high to low.
         status: how the page came about.
+        version: of the bundle that answered.
     """
 
     video_ids: npt.NDArray[Any]
     scores: npt.NDArray[np.float32]
     status: Status
+    version: int
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,12 @@ class Client:
     Args:
         url: host:port of the server's gRPC endpoint.
         timeout_s: the longest that one call may take.
+        name: ask the bundle that is deployed under this name instead of the live one.
     """
 
-    def __init__(self, url: str, timeout_s: float = 5.0) -> None:
+    def __init__(self, url: str, timeout_s: float = 5.0, *, name: str | None = None) -> None:
         self.url = url
+        self.model = front_model(name)
         self.timeout_s = timeout_s
         self._client = grpc.InferenceServerClient(url)
         self._inputs: dict[str, Input] | None = None
@@ -92,7 +101,7 @@ class Client:
         if self._inputs is None:
             try:
                 answer = self._client.get_model_config(
-                    MODEL, as_json=True, client_timeout=self.timeout_s
+                    self.model, as_json=True, client_timeout=self.timeout_s
                 )
             except InferenceServerException as error:
                 raise self._error(error) from error
@@ -138,7 +147,7 @@ class Client:
         values = {"user_id": user_id, "top_k": top_k, "time": time, **context}
         tensors = [self._tensor(name, one) for name, one in values.items() if one is not None]
         try:
-            answer = self._client.infer(MODEL, tensors, client_timeout=self.timeout_s)
+            answer = self._client.infer(self.model, tensors, client_timeout=self.timeout_s)
         except InferenceServerException as error:
             raise self._error(error) from error
         return _recommendation(answer)
@@ -147,7 +156,7 @@ class Client:
         """How many requests the ensemble has answered with success since the server started."""
         try:
             answer = self._client.get_inference_statistics(
-                MODEL, as_json=True, client_timeout=self.timeout_s
+                self.model, as_json=True, client_timeout=self.timeout_s
             )
         except InferenceServerException as error:
             raise self._error(error) from error
@@ -174,7 +183,7 @@ class Client:
             return ServingError(what, next_step="try again, or see the server's log")
         if "unknown model" in message:
             return ServingError(
-                f"the Triton server at {self.url} does not serve the model {MODEL}",
+                f"the Triton server at {self.url} does not serve the model {self.model}",
                 next_step="marquee serve --run RUN",
             )
         return ServingError("the Triton server refused the request", found=message)
@@ -202,9 +211,10 @@ def _recommendation(answer: Any) -> Recommendation:
     if video_ids.dtype == np.object_:
         video_ids = np.array([one.decode() for one in video_ids], dtype=np.object_)
     status = Status(int(answer.as_numpy("status").ravel()[0]))
-    return Recommendation(video_ids, answer.as_numpy("score")[0], status)
+    version = int(answer.get_response().model_version)
+    return Recommendation(video_ids, answer.as_numpy("score")[0], status, version)
 
 
 def _one_line(message: str) -> str:
     message = re.sub(r"\[request id: \S+\] ", "", message.partition(" NOTE: ")[0])
-    return " ".join(message.split()).removeprefix(f"in ensemble '{MODEL}', ")
+    return re.sub(rf"^in ensemble '{MODEL}\w*', ", "", " ".join(message.split()))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from triton_repo.bundle import read_bundle
 from triton_repo.tensors import STAGES
 from workflow.run import Run
 
@@ -20,11 +21,13 @@ class LocalPipeline:
         run: the run whose repository is used.
     Raises:
         MissingArtifactError: nothing was exported yet.
+        BundleError: what was exported is not complete.
     """
 
     def __init__(self, run: Run) -> None:
         folder = run.require(run.repository, "model repository", "marquee export")
-        self.stages = {name: _load_stage(folder / name / "1") for name in STAGES}
+        version = str(read_bundle(folder).version)
+        self.stages = {name: _load_stage(folder / name / version) for name in STAGES}
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Answer a batch given as the ensemble's input tensors (leave out what is absent).

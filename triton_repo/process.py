@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,7 @@ class TritonServer:
         grpc_port, http_port, metrics_port: three different free ports.
         host: the address to listen on; the default is reachable from this machine only.
         log_file: replaced at each start.
+        load_models: instead, load these and what they need; others can be loaded later.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class TritonServer:
         http_port: int = 8000,
         metrics_port: int = 8002,
         host: str = "127.0.0.1",
+        load_models: Collection[str] | None = None,
     ) -> None:
         self.repository = Path(repository)
         self.log_file = Path(log_file)
         self.host = host
+        self.load_models = load_models
         self.ports = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
         self._process: subprocess.Popen[bytes] | None = None
         self._memory_prefix = f"marquee-{os.getpid()}-{grpc_port}-"
@@ -147,6 +151,11 @@ class TritonServer:
         }
         # The exporter writes complete configurations: no second stub per model at start.
         flags = ["--disable-auto-complete-config"]
+        if self.load_models is not None:
+            # Not strict: a model that is being loaded or failed to load must not make the
+            # server, which answers as before, count as not ready.
+            flags += ["--model-control-mode=explicit", "--strict-readiness=false"]
+            flags += [f"--load-model={name}" for name in self.load_models]
         return flags + [f"--{name}={value}" for name, value in options.items()]
 
     def _wait_until_ready(self, timeout_s: float) -> None:

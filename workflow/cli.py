@@ -49,6 +49,10 @@ SetOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON object on standard output, progress on error.")
 ]
+DeploymentOption = Annotated[
+    Path | None,
+    typer.Option("--deployment", metavar="DIR", help="Deployment folder (runs/deployment)."),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Do it even if nothing changed.")]
 UserOption = Annotated[str | None, typer.Option("--user", metavar="ID", help="Raw user id.")]
 TopKOption = Annotated[int, typer.Option("--top-k", help="How many videos to return.")]
@@ -262,13 +266,18 @@ def serve(
     http_port: Annotated[int, typer.Option(help="Port of the HTTP endpoint.")] = 8000,
     metrics_port: Annotated[int, typer.Option(help="Port of the metrics endpoint.")] = 8002,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    deployment: DeploymentOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Serve the run with Triton until Ctrl-C."""
+    """Serve a run, or what is deployed in a folder, with Triton until Ctrl-C."""
+    from triton_repo.deploy import serve_deployment
     from triton_repo.server import serve as serve_run
 
-    job = _existing(run)
-    serve_run(job.run, grpc_port, http_port, metrics_port, Output(json), host=host)
+    ports, output = (grpc_port, http_port, metrics_port), Output(json)
+    if deployment is not None:
+        serve_deployment(deployment, run, *ports, output, host=host)
+    else:
+        serve_run(_existing(run).run, *ports, output, host=host)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -351,3 +360,6 @@ def init(
     from workflow.verbs import write_draft
 
     write_draft(folder, to, Output(json), force=force)
+
+
+from workflow import cli_deploy  # noqa: E402, F401  (adds its verbs to `app`)
