@@ -55,10 +55,12 @@ def remove_models(repository: Path, keep: set[str]) -> None:
 def _write_model(repository: Path, bundle: Bundle, model: str, name: str) -> None:
     source, target = bundle.folder / model, repository / name
     target.mkdir(parents=True, exist_ok=True)
+    for other in target.iterdir():  # Triton does not load a model with a version that is gone
+        if other.is_symlink():
+            other.unlink()
     version = target / str(bundle.version)
-    if not version.is_symlink():
-        # Relative: the deployment folder can be moved.
-        version.symlink_to(os.path.relpath(source / version.name, target))
+    # Relative: the deployment folder can be moved.
+    version.symlink_to(os.path.relpath(source / version.name, target))
     text = (source / "config.pbtxt").read_text(encoding="utf-8")
     write_bytes(target / "config.pbtxt", _renamed(text, name, bundle.version).encode())
 

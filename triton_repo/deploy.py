@@ -186,8 +186,9 @@ def _change_live(
 def _load(deployment: Deployment, control: ModelControl, bundle: Bundle) -> None:
     """Load a bundle beside what serves, and ask it."""
     own = bundle_model(bundle.version)
-    write_models(deployment.repository, bundle)
-    control.load(own)
+    if not own_models(bundle) <= control.loaded().keys():
+        write_models(deployment.repository, bundle)
+        control.load(own)
     control.try_out(own, bundle)
 
 
@@ -202,12 +203,11 @@ def _front(deployment: Deployment, control: ModelControl, pointer: Pointer) -> N
 
 def _settle(deployment: Deployment, control: ModelControl, pointer: Pointer) -> None:
     """Make the server and its repository hold what the pointer names, and nothing else."""
-    loaded = control.loaded()
     wanted = set(map(front_model, pointer.serving))
     for version in set(pointer.serving.values()):
         bundle = deployment.bundle(version)
         wanted |= own_models(bundle)
-        if not own_models(bundle) <= loaded.keys():
+        if not own_models(bundle) <= control.loaded().keys():
             _load(deployment, control, bundle)
     _front(deployment, control, pointer)
     unwanted = control.loaded().keys() - wanted

@@ -292,7 +292,7 @@ def test_refused_bundles_leave_the_old_one_serving(
 def test_refused_without_a_live_server(
     place: Deployment, spoiled: Callable[[str], Run], kind: str
 ) -> None:
-    with pytest.raises((BundleError, ServingError), match="InvalidProtobuf|'inputs'"):
+    with pytest.raises((BundleError, ServingError), match=r"InvalidProtobuf|'inputs'"):
         deploy(place, spoiled(kind), None, OUTPUT)
     assert place.pointer() == Pointer(1) and place.versions() == [1]
 

@@ -196,8 +196,7 @@ def _enter(place: Deployment, inside: threading.Event) -> None:
 
 def test_a_killed_process_frees_the_folder(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom triton_repo.deploy import deploy, rollback
-from triton_repo.deployment import Deployment\n"
+        "import sys, time\nfrom triton_repo.deployment import Deployment\n"
         "with Deployment(sys.argv[1]).locked():\n    print('in', flush=True)\n    time.sleep(60)\n"
     )
     words = [sys.executable, "-c", code, str(tmp_path)]
