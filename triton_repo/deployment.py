@@ -59,14 +59,23 @@ class Pointer:
             ServingError: there is nothing to go back to, or no such name.
         """
         if name is not None:
-            if name not in self.named:
-                raise ServingError(f"no bundle is deployed as {name}", expected=_listed(self.named))
+            self.version_of(name)
             return replace(self, named={k: v for k, v in self.named.items() if k != name})
         if self.previous is None:
             raise ServingError(
                 "there is no previous bundle to go back to", next_step="marquee deploy RUN"
             )
         return replace(self, live=self.previous, previous=self.live)
+
+    def version_of(self, name: str) -> int:
+        """The version of a named bundle.
+
+        Raises:
+            ServingError: there is no such name.
+        """
+        if name not in self.named:
+            raise ServingError(f"no bundle is deployed as {name}", expected=_listed(self.named))
+        return self.named[name]
 
     @property
     def serving(self) -> dict[str | None, int]:

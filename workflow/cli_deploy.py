@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.cli import DeploymentOption, JsonOption, app
+from workflow.cli import DeploymentOption, JsonOption, TopKOption, app
 from workflow.console import Output
 from workflow.run import Run
 
@@ -43,3 +43,20 @@ def rollback(
     from workflow.deploy_verbs import roll_back
 
     roll_back(deployment, as_, Output(json))
+
+
+@app.command("compare-bundles")
+def compare_bundles(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run whose events are asked about.")],
+    with_: Annotated[
+        str, typer.Option("--with", metavar="NAME", help="What the other bundle is deployed as.")
+    ] = "candidate",
+    deployment: DeploymentOption = None,
+    requests: Annotated[int, typer.Option(min=1, help="How many requests.")] = 500,
+    top_k: TopKOption = 20,
+    json: JsonOption = False,
+) -> None:
+    """Compare the live bundle with a named one on real requests: pages, scores, latency."""
+    from workflow.deploy_verbs import print_bundles
+
+    print_bundles(Run(run), deployment, with_, requests, top_k, Output(json))

@@ -194,7 +194,9 @@ def test_swaps_under_load(marquee: Any, bundles: Bundles, place: Deployment) -> 
     assert place.versions() == [1, 3]
 
 
-def test_two_bundles_side_by_side(marquee: Any, bundles: Bundles, place: Deployment) -> None:
+def test_two_bundles_side_by_side(
+    marquee: Any, bundles: Bundles, sim_run: Any, place: Deployment
+) -> None:
     with served(marquee, place) as (_, endpoint):
         url = endpoint["grpc_url"]
         words = ["deploy", bundles.runs[2].root, "--deployment", place.root, "--as", "candidate"]
@@ -204,12 +206,27 @@ def test_two_bundles_side_by_side(marquee: Any, bundles: Bundles, place: Deploym
                 for client, version in ((live, 1), (candidate, 2)):
                     answer = bundles.ask(client, row)
                     assert answer.version == version and bundles.is_of(version, row, answer)
+            check_comparison(marquee, sim_run.folder, place)
             words = ["rollback", "--deployment", place.root, "--as", "candidate"]
             assert marquee.json(*words)["named"] == {}
             with pytest.raises(ServingError, match="does not serve the model marquee_candidate"):
                 bundles.ask(candidate, 0)
             assert bundles.is_of(1, 0, bundles.ask(live, 0))
     assert place.versions() == [1]
+
+
+def check_comparison(marquee: Any, run: Path, place: Deployment) -> None:
+    """Scores of bundle 2 are about 1 above those of bundle 1, and another order."""
+    words = ["compare-bundles", run, "--deployment", place.root, "--requests", 60]
+    result = marquee.json(*words, "--top-k", 10)
+    assert result["versions"] == {"live": 1, "candidate": 2}
+    assert (result["requests"], result["top_k"], sum(result["status"].values())) == (60, 10, 60)
+    assert 0 < result["overlap"]["10"] < 1 and result["same_page"] < 1
+    assert 0.5 < result["score_difference"]["mean"] < 2
+    assert all(0 < ms["p50"] <= ms["p99"] for ms in result["latency_ms"].values())
+    shown = marquee(*words).out
+    assert "rank correlation" in shown and "overlap@20" in shown
+    assert "no bundle is deployed as x" in marquee(*words, "--with", "x", "--json").error
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -339,10 +356,10 @@ POINTS = {
     "write_front": "tried out",
     "point": "the new one already answers, the pointer is old",
     "unload": "the pointer is new, the old one still loaded",
-    "rmtree": "unloaded, the old one's folders still there",
+    "prune": "unloaded, the old one's folders still there",
 }
 SUICIDE = """
-import os, shutil, signal, sys
+import os, signal, sys
 from triton_repo import deploy as deploying
 from triton_repo.control import ModelControl
 from triton_repo.deployment import Deployment
@@ -354,8 +371,8 @@ def die(*_, **__):
     {then}
 
 point = sys.argv[3]
-owners = {{"try_out": ModelControl, "unload": ModelControl, "point": Deployment, "rmtree": shutil}}
-setattr(owners.get(point, deploying), point, die)
+owners = [owner for owner in (ModelControl, Deployment, deploying) if hasattr(owner, point)]
+setattr(owners[0], point, die)
 deploying.deploy(Deployment(sys.argv[1]), Run(sys.argv[2]), None, Output(True))
 """
 
@@ -385,9 +402,9 @@ def test_kill_9_of_the_deploying_process(
         load.wait_for(1)
         killed = deploy_and_kill(place, bundles.runs[2], point)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-        expected = 2 if point in ("unload", "rmtree") else 1
+        expected = 2 if point in ("unload", "prune") else 1
         assert place.pointer().live == expected
-        load.wait_for(2 if point in ("point", "unload", "rmtree") else 1)
+        load.wait_for(2 if point in ("point", "unload", "prune") else 1)
         if point in ("try_out", "point"):  # another deploy, on the server as it was left
             deploy(place, bundles.runs[3], None, OUTPUT)
             load.wait_for(3)
