@@ -95,7 +95,8 @@ def hidden_mixtures(local: Mixtures, requests: list[Any], expected: Any) -> int:
     for way in local.mixed():
         for row, (ids, scores) in enumerate(pages(local, requests, way)):
             for own in expected.values():
-                hidden += ids == own[row][0] and np.abs(scores - own[row][1]).max() <= TOLERANCE
+                gap = np.abs(scores - own[row][1]).max()
+                hidden += bool(ids == own[row][0] and gap <= TOLERANCE)
     return hidden
 
 
