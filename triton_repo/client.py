@@ -14,9 +14,9 @@ import numpy.typing as npt
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from workflow.errors import ServingError
+from workflow.errors import ServingError, StateUnavailableError
 
-MODEL = "marquee"
+MODEL, EVENTS = "marquee", "events"
 _REQUEST_INPUTS = ("user_id", "top_k", "time")  # every other input is a context column
 _INTEGERS: dict[str, np.dtype[np.signedinteger[Any]]] = {
     "INT32": np.dtype(np.int32),
@@ -36,6 +36,7 @@ class Status(IntEnum):
     unknown_user = 1
     empty_history = 2
     fewer_than_top_k = 3
+    state_unavailable = 4
 
 
 class Recommendation(NamedTuple):
@@ -54,9 +55,21 @@ class Recommendation(NamedTuple):
     version: int
 
 
+class UserEvents(NamedTuple):
+    """What the online state has of a user.
+
+    Args:
+        num_events: how many watches since the export, as far as they are kept.
+        last_time: Unix seconds of the latest one; 0 when there is none.
+    """
+
+    num_events: int
+    last_time: int
+
+
 @dataclass(frozen=True)
 class Input:
-    """One input of the ensemble. `datatype` is Triton's name: INT32, INT64 or BYTES."""
+    """One input of a served model. `datatype` is Triton's name: INT32, INT64 or BYTES."""
 
     datatype: str
     optional: bool
@@ -76,7 +89,7 @@ class Client:
         self.model = front_model(name)
         self.timeout_s = timeout_s
         self._client = grpc.InferenceServerClient(url)
-        self._inputs: dict[str, Input] | None = None
+        self._inputs: dict[str, dict[str, Input]] = {}
 
     def __enter__(self) -> Client:
         return self
@@ -92,27 +105,28 @@ class Client:
     def close(self) -> None:
         self._client.close()
 
-    def inputs(self) -> dict[str, Input]:
-        """Inputs of the served ensemble by name; asked once.
+    def inputs(self, model: str | None = None) -> dict[str, Input]:
+        """Inputs of a served model by name, of the ensemble if none is given; asked once.
 
         Raises:
-            ServingError: no server answers, or it does not serve the ensemble.
+            ServingError: no server answers, or it does not serve the model.
         """
-        if self._inputs is None:
+        model = model or self.model
+        if model not in self._inputs:
             try:
                 answer = self._client.get_model_config(
-                    self.model, as_json=True, client_timeout=self.timeout_s
+                    model, as_json=True, client_timeout=self.timeout_s
                 )
             except InferenceServerException as error:
-                raise self._error(error) from error
-            self._inputs = {
+                raise self._error(error, model) from error
+            self._inputs[model] = {
                 one["name"]: Input(
                     one["data_type"].removeprefix("TYPE_").replace("STRING", "BYTES"),
                     bool(one.get("optional", False)),
                 )
                 for one in answer["config"]["input"]
             }
-        return self._inputs
+        return self._inputs[model]
 
     def context_names(self) -> list[str]:
         """Context columns that a request may carry."""
@@ -145,12 +159,43 @@ class Client:
                 expected="one of " + (", ".join(known) if known else "none: this data has none"),
             )
         values = {"user_id": user_id, "top_k": top_k, "time": time, **context}
-        tensors = [self._tensor(name, one) for name, one in values.items() if one is not None]
-        try:
-            answer = self._client.infer(self.model, tensors, client_timeout=self.timeout_s)
-        except InferenceServerException as error:
-            raise self._error(error) from error
-        return _recommendation(answer)
+        return _recommendation(self._infer(self.model, values))
+
+    def watched(
+        self,
+        user_id: str | int,
+        video_id: str | int,
+        *,
+        time: int | None = None,
+        label: int | None = None,
+        watch_s: float | None = None,
+    ) -> UserEvents:
+        """Tell that a user watched a video; when this returns, the event is kept.
+
+        The same user, video and time once more is the same event: what it says of label and
+        watch time is then filled in.
+
+        Args:
+            time: Unix seconds; None means the server's now.
+            label: 1 or 0, where the data has labels.
+            watch_s: seconds watched, where the data has watch times.
+        Returns:
+            What is kept of the user, with this event.
+        Raises:
+            StateUnavailableError: the event may not be kept; send it again, with its time.
+            ServingError: the event is refused, or no answer.
+        """
+        values = {"user_id": user_id, "video_id": video_id, "time": time, "label": label}
+        return _user_events(self._infer(EVENTS, {**values, "watch_s": watch_s}))
+
+    def user_events(self, user_id: str | int) -> UserEvents:
+        """What the online state has of a user; nothing where the server keeps none.
+
+        Raises:
+            StateUnavailableError: the online state does not answer.
+            ServingError: no answer.
+        """
+        return _user_events(self._infer(EVENTS, {"user_id": user_id}))
 
     def request_count(self) -> int:
         """How many requests the ensemble has answered with success since the server started."""
@@ -159,22 +204,36 @@ class Client:
                 self.model, as_json=True, client_timeout=self.timeout_s
             )
         except InferenceServerException as error:
-            raise self._error(error) from error
+            raise self._error(error, self.model) from error
         # Protobuf's JSON leaves zeros out and writes 64-bit numbers as text.
         success = answer["model_stats"][0].get("inference_stats", {}).get("success", {})
         return int(success.get("count", 0))
 
-    def _tensor(self, name: str, value: str | int) -> Any:
-        known = self.inputs().get(name)
+    def _infer(self, model: str, values: dict[str, Any]) -> Any:
+        """The answer to one request; values that are None are left out."""
+        given = {name: value for name, value in values.items() if value is not None}
+        tensors = [self._tensor(model, name, value) for name, value in given.items()]
+        try:
+            return self._client.infer(model, tensors, client_timeout=self.timeout_s)
+        except InferenceServerException as error:
+            raise self._error(error, model) from error
+
+    def _tensor(self, model: str, name: str, value: str | float) -> Any:
+        known = self.inputs(model).get(name)
         if known is None:
-            raise ServingError(f"the server's model has no input {name}", found=self.url)
+            raise ServingError(f"the server's model {model} has no input {name}", found=self.url)
         array = _array(name, value, known.datatype)
         tensor = grpc.InferInput(name, [1, 1], known.datatype)
         tensor.set_data_from_numpy(array)
         return tensor
 
-    def _error(self, error: InferenceServerException) -> ServingError:
+    def _error(self, error: InferenceServerException, model: str) -> ServingError:
         status, message = str(error.status()), _one_line(error.message())
+        _, is_state, reason = message.partition("the online state is unavailable: ")
+        if is_state:
+            return StateUnavailableError(
+                "the online state is unavailable", found=reason, next_step="send it again"
+            )
         if "UNAVAILABLE" in status:
             what = f"no Triton server answers at {self.url}"
             return ServingError(what, next_step="marquee serve --run RUN")
@@ -183,16 +242,18 @@ class Client:
             return ServingError(what, next_step="try again, or see the server's log")
         if "unknown model" in message:
             return ServingError(
-                f"the Triton server at {self.url} does not serve the model {self.model}",
+                f"the Triton server at {self.url} does not serve the model {model}",
                 next_step="marquee serve --run RUN",
             )
         return ServingError("the Triton server refused the request", found=message)
 
 
-def _array(name: str, value: str | int, datatype: str) -> npt.NDArray[Any]:
+def _array(name: str, value: str | float, datatype: str) -> npt.NDArray[Any]:
     """`value` as [1, 1] of the dtype that the server wants."""
     if datatype == "BYTES":
         return np.array([[str(value).encode()]], dtype=np.object_)
+    if datatype == "FP32":
+        return np.array([[value]], np.float32)
     dtype = _INTEGERS[datatype]
     limits = np.iinfo(dtype)
     number: int | None = None
@@ -215,6 +276,10 @@ def _recommendation(answer: Any) -> Recommendation:
     return Recommendation(video_ids, answer.as_numpy("score")[0], status, version)
 
 
+def _user_events(answer: Any) -> UserEvents:
+    return UserEvents(*(int(answer.as_numpy(name)[0, 0]) for name in UserEvents._fields))
+
+
 def _one_line(message: str) -> str:
     message = re.sub(r"\[request id: \S+\] ", "", message.partition(" NOTE: ")[0])
-    return re.sub(rf"^in ensemble '{MODEL}\w*', ", "", " ".join(message.split()))
+    return re.sub(r"^in ensemble '\w+', ", "", " ".join(message.split()))

@@ -1,46 +1,34 @@
-"""Swap what a deployment serves: verify, load beside the old bundle, change over, point, tidy up.
+"""Deploy, roll back, serve: what a deployment folder is for.
 
-The pointer is the truth. `_settle` makes a live server and the folder agree with it, whatever
+The pointer is the truth. `settle` makes a live server and the folder agree with it, whatever
 state an earlier process was killed in; `marquee serve` starts from the pointer alone.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from triton_repo.bundle import Bundle, check_compatible, read_bundle, verify
-from triton_repo.bundle_models import (
-    bundle_model,
-    own_models,
-    remove_models,
-    write_front,
-    write_models,
-)
-from triton_repo.client import front_model
 from triton_repo.control import ModelControl
 from triton_repo.deployment import Deployment, Pointer, check_name
-from triton_repo.ports import free_ports
 from triton_repo.process import TritonServer
 from triton_repo.server import LOG_NAME, foreground, refuse_second_server, running_process
-from triton_repo.tensors import ENSEMBLE
+from triton_repo.state import state_of
+from triton_repo.swap import let_answer, load_beside, repository_of, settle, try_alone
 from workflow.console import Output
-from workflow.errors import BundleError, ConfigError, MarqueeError, ServingError
+from workflow.errors import ConfigError, MarqueeError, ServingError
 from workflow.run import Run
-
-# A request that found the old ensemble takes hold of its stages within microseconds.
-_LET_GO_S = 0.5
 
 
 # --- verbs ---------------------------------------------------------------------------------------
 def deploy(deployment: Deployment, run: Run, name: str | None, output: Output) -> dict[str, Any]:
     """Serve the run's bundle: live, or under a name beside the live one.
 
-    With a live server it is swapped without a failed request; without one the bundle is tried in
-    a server of its own, and serves from the next `marquee serve --deployment` on.
+    The bundle is tried in a server of its own first. Then a live server is swapped without a
+    failed request; without one it serves from the next `marquee serve --deployment` on.
 
     Returns:
         {"deployment", "version", "as", "live", "previous", "named", "server", "removed"}.
@@ -92,8 +80,11 @@ def serve_deployment(
     output: Output,
     *,
     host: str = "127.0.0.1",
+    state: str | None = None,
 ) -> None:
     """Serve what the folder's pointer says until Ctrl-C or SIGTERM; `deploy` swaps it meanwhile.
+
+    What users watch is kept in the folder, or where `state` says: it outlives the bundles.
 
     Raises:
         ConfigError: a run is given as well, or an address that others reach.
@@ -120,8 +111,9 @@ def serve_deployment(
                 http_port=http_port,
                 metrics_port=metrics_port,
                 host=host,
+                state=state_of(deployment, state),
                 log_file=deployment.logs / LOG_NAME,
-                load_models=_written(deployment, pointer),
+                load_models=repository_of(deployment, pointer),
             )
 
     foreground(deployment, prepared(), output, f"marquee deploy RUN --deployment {deployment}")
@@ -139,12 +131,13 @@ def _change(
     """From one pointer to the other; on any failure `before` serves on."""
     server = running_process(deployment)
     try:
+        if bundle.version not in before.kept:  # those were tried before
+            with output.stage("Try alone"):
+                try_alone(deployment, bundle)
         if server is not None:
             with ModelControl(server.grpc_url) as control:
                 _change_live(deployment, control, before, after, bundle, output)
         else:
-            with output.stage("Try out"):
-                _try_alone(deployment, bundle)
             deployment.point(after)
     except BaseException:
         deployment.prune(deployment.pointer())
@@ -170,91 +163,14 @@ def _change_live(
     output: Output,
 ) -> None:
     try:
-        _settle(deployment, control, before)
-        with output.stage("Load and try out"):
-            _load(deployment, control, bundle)
+        settle(deployment, control, before)
+        with output.stage("Load"):
+            load_beside(deployment, control, bundle)
         with output.stage("Swap"):
-            _front(deployment, control, after)
+            let_answer(deployment, control, after)
             deployment.point(after)
     except BaseException:
         with suppress(MarqueeError):  # the first error is the one to tell
-            _settle(deployment, control, before)
+            settle(deployment, control, before)
         raise
-    _settle(deployment, control, after)
-
-
-def _load(deployment: Deployment, control: ModelControl, bundle: Bundle) -> None:
-    """Load a bundle beside what serves, and ask it."""
-    own = bundle_model(bundle.version)
-    if not own_models(bundle) <= control.loaded().keys():
-        write_models(deployment.repository, bundle)
-        control.load(own)
-    control.try_out(own, bundle)
-
-
-def _front(deployment: Deployment, control: ModelControl, pointer: Pointer) -> None:
-    """Let clients reach the bundles of the pointer; each of them is loaded."""
-    loaded = control.loaded()
-    for name, version in pointer.serving.items():
-        if loaded.get(front_model(name)) != version:
-            write_front(deployment.repository, deployment.bundle(version), name)
-            control.load(front_model(name))
-
-
-def _settle(deployment: Deployment, control: ModelControl, pointer: Pointer) -> None:
-    """Make the server and its repository hold what the pointer names, and nothing else."""
-    wanted = set(map(front_model, pointer.serving))
-    for version in set(pointer.serving.values()):
-        bundle = deployment.bundle(version)
-        wanted |= own_models(bundle)
-        if not own_models(bundle) <= control.loaded().keys():
-            _load(deployment, control, bundle)
-    _front(deployment, control, pointer)
-    unwanted = control.loaded().keys() - wanted
-    if unwanted:
-        time.sleep(_LET_GO_S)
-    for model in sorted(unwanted, key=lambda model: not model.startswith(ENSEMBLE)):
-        control.unload(model)
-    remove_models(deployment.repository, wanted)
-
-
-def _try_alone(deployment: Deployment, bundle: Bundle) -> None:
-    """Load a bundle in a server that nobody else knows of."""
-    remove_models(deployment.repository, set())
-    write_models(deployment.repository, bundle)
-    own = bundle_model(bundle.version)
-    grpc_port, http_port, metrics_port = free_ports(3)
-    server = TritonServer(
-        deployment.repository,
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        log_file=deployment.logs / "triton-try.log",
-        load_models=[own],
-    )
-    with server, ModelControl(server.grpc_url) as control:
-        control.try_out(own, bundle)
-
-
-def _sound(deployment: Deployment, version: int) -> Bundle:
-    """A bundle that the pointer names, every file checked."""
-    try:
-        bundle = deployment.bundle(version)
-        verify(bundle)
-    except BundleError as error:
-        raise BundleError(
-            error.what, found=error.found, next_step=f"marquee rollback --deployment {deployment}"
-        ) from None
-    return bundle
-
-
-def _written(deployment: Deployment, pointer: Pointer) -> list[str]:
-    """Make the repository anew from the pointer; returns the ensembles that are to be loaded."""
-    remove_models(deployment.repository, set())
-    for name, version in pointer.serving.items():
-        bundle = _sound(deployment, version)
-        write_models(deployment.repository, bundle)
-        write_front(deployment.repository, bundle, name)
-    deployment.prune(pointer)
-    own = map(bundle_model, set(pointer.serving.values()))
-    return sorted([*map(front_model, pointer.serving), *own])
+    settle(deployment, control, after)

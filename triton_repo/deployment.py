@@ -3,6 +3,7 @@
 bundles/<version>/   complete, verified copies (hard links where possible)
 current.json         the pointer; replaced by one rename
 repository/          what Triton reads; made from the pointer at each start
+state/               what users have watched since the export
 endpoint.json, logs/ of the running server
 """
 
@@ -104,6 +105,7 @@ class Deployment:
         self.pointer_file = self.root / "current.json"
         self.endpoint_file = self.root / "endpoint.json"
         self.logs = self.root / "logs"
+        self.state_file = self.root / "state" / "events.sqlite"
 
     def __str__(self) -> str:
         return str(self.root)

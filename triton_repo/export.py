@@ -25,10 +25,14 @@ from triton_repo.query_graph import query_tower_graph
 from triton_repo.ranker_graph import RankerLayout, ranker_graph
 from triton_repo.tensors import (
     ENSEMBLE,
+    EVENTS,
     STAGES,
+    USES_STATE,
     ModelIO,
     ensemble_body,
+    longest_history,
     model_tensors,
+    python_body,
     render_config,
     stage_body,
 )
@@ -56,16 +60,18 @@ def export_repository(
     version = _next_version(run.repository)
     with replaced_folder(run.repository) as folder:
         exporter = _Exporter(run, config, contract, folder, version)
-        for done, step in enumerate(
-            (exporter.query_tower, exporter.retrieval, exporter.ranker, exporter.configs)
-        ):
-            report(done, 4, step.__name__.replace("_", " "))
+        steps = (
+            exporter.query_tower, exporter.retrieval, exporter.ranker, exporter.events_model,
+            exporter.configs,
+        )  # fmt: skip
+        for done, step in enumerate(steps):
+            report(done, len(steps), step.__name__.replace("_", " "))
             step()
         seal(folder, version, exporter.schema)
     sizes = [path.stat().st_size for path in run.repository.rglob("*") if path.is_file()]
     return {
         "version": version,
-        "models": [ENSEMBLE, *STAGES],
+        "models": [ENSEMBLE, *STAGES, EVENTS],
         "num_files": len(sizes),
         "megabytes": round(sum(sizes) / 1e6, 1),
     }
@@ -105,6 +111,10 @@ class _Exporter:
         weights = query_weights(model, self.spec)
         graph = query_tower_graph(weights, self.slots, self.query_values)
         (target / "tower.onnx").write_bytes(graph)
+        self.query_tables(target)
+
+    def query_tables(self, target: Path) -> None:
+        """Everything of the query tower but its graph."""
         users = [f for f in self.query_features if f.group == "user"]
         self._save(target, "user_id", self.store.user("user_id"))
         self._save(
@@ -113,8 +123,9 @@ class _Exporter:
         values = [self.store.user(name) for name in self.query_values]
         self._save(target, "user_value", _columns(values, np.float32))
         histories = self.store.histories()
-        video_index = np.asarray(self.store.video("video_index"))
-        self._save(target, "watched_index", video_index[histories.video_row])
+        self._save(target, "video_id", self.store.video("video_id"))
+        self._save(target, "video_index", self.store.video("video_index"))
+        self._save(target, "watched_row", histories.video_row)
         if histories.label is not None:
             self._save(target, "watched_label", FIRST_VALUE + histories.label.astype(np.int32))
         self._save(target, "watched_time", histories.time)
@@ -133,6 +144,7 @@ class _Exporter:
         names = [f.name for f in self.query_features if f.group == "context"]
         return {
             "query_index": parts,
+            "longest_history": longest_history(self.spec),
             "session_gap_s": self.spec.session_gap_s,
             "vocabulary": {name: self._vocabulary(name) for name in names},
         }
@@ -187,13 +199,22 @@ class _Exporter:
         ids = np.asarray(self.store.video("video_id"))
         return np.concatenate([np.zeros(1, ids.dtype), ids])
 
+    # --- events ----------------------------------------------------------------------------------
+    def events_model(self) -> None:
+        settings = {
+            "longest_history": longest_history(self.spec),
+            "only_positive": self.contract.watched == "label",
+        }
+        write_json(self._stage(EVENTS) / "stage.json", settings)
+
     # --- configs ---------------------------------------------------------------------------------
     def configs(self) -> None:
         batch = self.config.serving.max_batch_size
         num_candidates = self.index_report["num_candidates"]
         tensors = model_tensors(self.contract, self.spec, num_candidates, self.dim)
-        for name in STAGES:
-            self._config(name, tensors[name], stage_body(tensors[name], batch))
+        for name in (*STAGES, EVENTS):
+            body = python_body() if name == EVENTS else stage_body(tensors[name], batch)
+            self._config(name, tensors[name], body)
         folder = self.folder / ENSEMBLE / str(self.version)
         folder.mkdir(parents=True)
         # Triton needs the version folder; git and some copy tools drop empty ones.
@@ -209,8 +230,11 @@ class _Exporter:
     def _stage(self, name: str) -> Path:
         target = self.folder / name / str(self.version)
         target.mkdir(parents=True)
-        shutil.copyfile(TEMPLATES / "common" / "model.py", target / "model.py")
-        shutil.copyfile(TEMPLATES / name / "stage.py", target / "stage.py")
+        code = [TEMPLATES / "common" / "model.py", *sorted((TEMPLATES / name).glob("*.py"))]
+        if name in USES_STATE:
+            code.append(TEMPLATES / "common" / "store.py")
+        for path in code:
+            shutil.copyfile(path, target / path.name)
         return target
 
     @staticmethod

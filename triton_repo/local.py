@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from triton_repo.bundle import read_bundle
-from triton_repo.tensors import STAGES
+from triton_repo.client import UserEvents
+from triton_repo.tensors import EVENTS, STAGES, USES_STATE
+from workflow.errors import StateUnavailableError
 from workflow.run import Run
 
 
@@ -19,15 +21,17 @@ class LocalPipeline:
 
     Args:
         run: the run whose repository is used.
+        state: where users' events since the export are (triton_repo.state); None: nowhere.
     Raises:
         MissingArtifactError: nothing was exported yet.
         BundleError: what was exported is not complete.
     """
 
-    def __init__(self, run: Run) -> None:
-        folder = run.require(run.repository, "model repository", "marquee export")
-        version = str(read_bundle(folder).version)
-        self.stages = {name: _load_stage(folder / name / version) for name in STAGES}
+    def __init__(self, run: Run, state: str | None = None) -> None:
+        self.folder = run.require(run.repository, "model repository", "marquee export")
+        self.version = read_bundle(self.folder).version
+        self.state = state or ""
+        self.stages = {name: self._load_stage(name) for name in STAGES}
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Answer a batch given as the ensemble's input tensors (leave out what is absent).
@@ -46,15 +50,31 @@ class LocalPipeline:
             known |= stage.finish(stage.run(known))
         return {name: known[name] for name in ("video_id", "score", "status")}
 
+    def user_events(self, user_id: int | bytes) -> UserEvents:
+        """What the online state has of a user; nothing where there is none.
 
-def _load_stage(folder: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(
-        f"marquee_{folder.parent.name}", folder / "stage.py"
-    )
+        Raises:
+            StateUnavailableError: it does not answer.
+        """
+        stage = self._load_stage(EVENTS)
+        try:
+            answer = stage.run({"user_id": _one(user_id), "video_id": None})
+        except OSError as error:
+            raise StateUnavailableError(str(error)) from None
+        return UserEvents(int(answer["num_events"][0, 0]), int(answer["last_time"][0, 0]))
+
+    def _load_stage(self, name: str) -> Any:
+        folder = self.folder / name / str(self.version)
+        module = _module(f"marquee_{name}", folder / "stage.py")
+        return module.Stage(folder, self.state) if name in USES_STATE else module.Stage(folder)
+
+
+def _module(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Stage(folder)
+    return module
 
 
 def as_tensors(

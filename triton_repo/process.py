@@ -15,6 +15,7 @@ from types import TracebackType
 
 from triton_repo.embedded import embedded_triton
 from triton_repo.ports import check_ports
+from triton_repo.state import STATE_VARIABLE
 from triton_repo.triton_log import log_error
 from workflow.errors import ServingError
 from workflow.run import storage_errors
@@ -44,6 +45,7 @@ class TritonServer:
         repository: the model repository; every model in it is loaded.
         grpc_port, http_port, metrics_port: three different free ports.
         host: the address to listen on; the default is reachable from this machine only.
+        state: where users' events since the export are kept (triton_repo.state); None: nowhere.
         log_file: replaced at each start.
         load_models: instead, load these and what they need; others can be loaded later.
     """
@@ -57,11 +59,13 @@ class TritonServer:
         http_port: int = 8000,
         metrics_port: int = 8002,
         host: str = "127.0.0.1",
+        state: str | None = None,
         load_models: Collection[str] | None = None,
     ) -> None:
         self.repository = Path(repository)
         self.log_file = Path(log_file)
         self.host = host
+        self.state = state
         self.load_models = load_models
         self.ports = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
         self._process: subprocess.Popen[bytes] | None = None
@@ -122,7 +126,7 @@ class TritonServer:
         with storage_errors(self.log_file), self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 launcher,
-                env=triton.environment,
+                env=triton.environment | {STATE_VARIABLE: self.state or ""},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time as clock
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from triton_repo.client import Client, Status
 from triton_repo.local import LocalPipeline, as_tensors
 from triton_repo.server import running_server
+from triton_repo.state import state_of
+from triton_repo.watch import next_second
 from workflow.errors import ServingError
 from workflow.run import Run
 from workflow.schema import Contract
@@ -25,7 +28,7 @@ def recommend(
     user_id: str,
     *,
     top_k: int,
-    at: int,
+    at: int | None,
     context: dict[str, str],
     in_process: bool = False,
 ) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def recommend(
 
     Args:
         user_id: raw id as text.
-        at: unix seconds of the request.
+        at: unix seconds of the request; None: as `next_second` says.
         context: raw values by context column.
         in_process: run the exported stages here, without a server.
 
@@ -44,14 +47,16 @@ def recommend(
     """
     _check_context(contract, context)
     if in_process:
-        ids, scores, status = _in_process(run, contract, user_id, top_k, at, context)
+        ids, scores, status, at = _in_process(run, contract, user_id, top_k, at, context)
     else:
         with running_server(run) as server, Client(server.grpc_url) as client:
+            if at is None:
+                at = next_second(run, partial(client.user_events, user_id))
             answer = client.recommend(user_id, top_k=top_k, time=at, context=dict(context))
         ids, scores, status = answer.video_ids, answer.scores, answer.status
     titles = _titles(run, contract, ids)
     return {
-        "user_id": _typed(contract, "user_id", user_id),
+        "user_id": typed_id(contract, "user_id", user_id),
         "status": status.name.lower(),
         "at": at,
         "items": [
@@ -66,18 +71,21 @@ def recommend(
 
 
 def _in_process(
-    run: Run, contract: Contract, user_id: str, top_k: int, at: int, context: dict[str, str]
-) -> tuple[Any, Any, Status]:
+    run: Run, contract: Contract, user_id: str, top_k: int, at: int | None, context: dict[str, str]
+) -> tuple[Any, Any, Status, int]:
     dtypes = {column.name: column.dtype for column in contract.features("context")}
     typed = {name: _cast(value, dtypes[name], name) for name, value in context.items()}
     user = _cast(user_id, contract.id_column("user_id").dtype, "user_id")
     count = _within(top_k, np.int32, "top_k")
+    pipeline = LocalPipeline(run, state_of(run))
+    if at is None:
+        at = next_second(run, partial(pipeline.user_events, user))
     tensors = as_tensors(user, top_k=count, time=at, context=typed)
     try:
-        answer = LocalPipeline(run).infer(tensors)
+        answer = pipeline.infer(tensors)
     except ValueError as error:
         raise ServingError(f"the request was refused: {error}") from None
-    return answer["video_id"][0], answer["score"][0], Status(int(answer["status"][0, 0]))
+    return answer["video_id"][0], answer["score"][0], Status(int(answer["status"][0, 0])), at
 
 
 def _check_context(contract: Contract, context: dict[str, str]) -> None:
@@ -106,7 +114,8 @@ def _within(value: int, dtype: Any, name: str) -> int:
     return value
 
 
-def _typed(contract: Contract, role: Any, value: str) -> int | str:
+def typed_id(contract: Contract, role: Any, value: str) -> int | str:
+    """A raw id as it stands in the data."""
     return value if contract.id_column(role).dtype == "string" else int(value)
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from triton_repo.bundle import verified_bundle
 from triton_repo.ports import free_ports
 from triton_repo.process import TritonServer, http_ready, tree_cpu_seconds
+from triton_repo.state import state_of
 from workflow.console import Output
 from workflow.errors import ServingError
 from workflow.run import Run, read_json, write_json
@@ -61,14 +62,19 @@ def serve(
     http_port: int,
     metrics_port: int,
     output: Output,
+    *,
     host: str = "127.0.0.1",
+    state: str | None = None,
 ) -> None:
     """Serve the run's repository until Ctrl-C or SIGTERM, then stop cleanly.
 
     While the server is ready, `run.endpoint_file` says where it is; with --json the same object
     is printed once it is ready.
 
+    Args:
+        state: where users' events are kept; None: where `triton_repo.state` says.
     Raises:
+        ConfigError: no such kind of state.
         MissingArtifactError: nothing was exported.
         BundleError: what was exported is incomplete or was changed.
         ServingError: the server does not start, dies, or the run is served already.
@@ -83,6 +89,7 @@ def serve(
         http_port=http_port,
         metrics_port=metrics_port,
         host=host,
+        state=state_of(run, state),
         log_file=run.logs / LOG_NAME,
     )
     foreground(run, nullcontext(server), output, f"marquee recommend --run {run} --user ID")
@@ -142,6 +149,7 @@ def running_server(run: Run) -> Iterator[RunningServer]:
         grpc_port=grpc_port,
         http_port=http_port,
         metrics_port=metrics_port,
+        state=state_of(run),
         # The log of a live server of an older export stays as it is.
         log_file=run.logs / (LOG_NAME if found is None else "triton-temporary.log"),
     ) as server:

@@ -9,7 +9,9 @@ from workflow.features.spec import QUERY_GROUPS, FeatureSpec
 from workflow.schema import Contract
 
 ENSEMBLE = "marquee"
-STAGES = ("query_tower", "retrieval", "ranker")
+STAGES = ("query_tower", "retrieval", "ranker")  # the steps of the ensemble
+EVENTS = "events"  # served beside it
+USES_STATE = ("query_tower", EVENTS)  # models that read or write the online state
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ def id_dtype(contract: Contract, role: str) -> str:
     return "STRING" if column.dtype == "string" else "INT64"
 
 
+def longest_history(spec: FeatureSpec) -> int:
+    """How many of a user's watches any feature reads; as many events are kept online."""
+    return max((f.length for f in spec.of_group("history")), default=1)
+
+
 def model_tensors(
     contract: Contract, spec: FeatureSpec, num_candidates: int, dim: int
 ) -> dict[str, ModelIO]:
@@ -78,6 +85,7 @@ def model_tensors(
         Tensor("query_vector", "FP32", (dim,)),
         Tensor("user_row", "INT32", (1,)),
         Tensor("watched_until", "INT64", (1,)),
+        Tensor("online_row", "INT32", (longest_history(spec),)),
     )
     candidates = Tensor("candidate_row", "INT32", (num_candidates,))
     answer = (
@@ -91,7 +99,27 @@ def model_tensors(
         "retrieval": ModelIO(search, (candidates, candidate_score)),
         "ranker": ModelIO((candidates, candidate_score, *features, moment, status, top_k), answer),
         ENSEMBLE: ModelIO((request[0], top_k, *request[1:]), answer),
+        EVENTS: _events(contract),
     }
+
+
+def _events(contract: Contract) -> ModelIO:
+    """The model that keeps what users watch after the export."""
+    inputs = [
+        Tensor("user_id", id_dtype(contract, "user_id"), (1,)),
+        Tensor("video_id", id_dtype(contract, "video_id"), (1,), optional=True),
+        Tensor("time", "INT64", (1,), optional=True),
+    ]
+    if contract.has_label:
+        inputs.append(Tensor("label", "INT32", (1,), optional=True))
+    if contract.has_watch_time:
+        inputs.append(Tensor("watch_s", "FP32", (1,), optional=True))
+    outputs = (
+        Tensor("stored", "INT32", (1,)),
+        Tensor("num_events", "INT32", (1,)),
+        Tensor("last_time", "INT64", (1,)),
+    )
+    return ModelIO(tuple(inputs), outputs)
 
 
 def render_config(name: str, io: ModelIO, max_batch_size: int, version: int, body: str) -> str:
@@ -108,10 +136,15 @@ def render_config(name: str, io: ModelIO, max_batch_size: int, version: int, bod
 def stage_body(io: ModelIO, max_batch_size: int) -> str:
     """A Python-backend stage: one instance, no queue delay, warm before it is ready."""
     warmups = "".join(_warmup(io, size) for size in dict.fromkeys((1, max_batch_size)))
+    return python_body() + warmups
+
+
+def python_body() -> str:
+    """A model that may be ready before it could answer: the events' store may come later."""
     return (
         'backend: "python"\n'
         "instance_group [ { count: 1 kind: KIND_CPU } ]\n"
-        "dynamic_batching { max_queue_delay_microseconds: 0 }\n" + warmups
+        "dynamic_batching { max_queue_delay_microseconds: 0 }\n"
     )
 
 

@@ -61,7 +61,15 @@ AtOption = Annotated[
     typer.Option(
         "--at",
         metavar="TIME",
-        help='Request time: "now", unix seconds or ISO (default: the end of the log).',
+        help='Time: "now", unix seconds or ISO (default: after the last event there is).',
+    ),
+]
+StateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--state",
+        metavar="WHERE",
+        help="What users watch is kept here: a file, or redis://host:port/0 (default: the run).",
     ),
 ]
 
@@ -267,6 +275,7 @@ def serve(
     metrics_port: Annotated[int, typer.Option(help="Port of the metrics endpoint.")] = 8002,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     deployment: DeploymentOption = None,
+    state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
     """Serve a run, or what is deployed in a folder, with Triton until Ctrl-C."""
@@ -275,34 +284,9 @@ def serve(
 
     ports, output = (grpc_port, http_port, metrics_port), Output(json)
     if deployment is not None:
-        serve_deployment(deployment, run, *ports, output, host=host)
+        serve_deployment(deployment, run, *ports, output, host=host, state=state)
     else:
-        serve_run(_existing(run).run, *ports, output, host=host)
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def recommend(
-    context: typer.Context,
-    user: Annotated[str, typer.Option("--user", metavar="ID", help="Raw user id.")],
-    run: RunOption = None,
-    top_k: TopKOption = 20,
-    at: AtOption = None,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="Run the stages here, without a server.")
-    ] = False,
-    json: JsonOption = False,
-) -> None:
-    """Recommend videos for a user.
-
-    Context columns of the contract are options too: --device tv.
-    """
-    from workflow.verbs import context_options, print_recommendations
-
-    job = _existing(run)
-    print_recommendations(
-        job, Output(json), user, top_k=top_k, at=at, context=context_options(context.args),
-        in_process=in_process,
-    )  # fmt: skip
+        serve_run(_existing(run).run, *ports, output, host=host, state=state)
 
 
 @app.command()
@@ -362,4 +346,4 @@ def init(
     write_draft(folder, to, Output(json), force=force)
 
 
-from workflow import cli_deploy  # noqa: E402, F401  (adds its verbs to `app`)
+from workflow import cli_deploy, cli_user  # noqa: E402, F401  (add their verbs to `app`)

@@ -10,6 +10,7 @@ MarqueeError                 anything a user can act on; the CLI prints it as on
 ├── ExportError              a model repository could not be written
 ├── BundleError              a bundle is incomplete, changed or does not fit the live one
 └── ServingError             the server could not start, answer or be reached
+    └── StateUnavailableError  the users' events since the export cannot be read or written
 """
 
 from __future__ import annotations
@@ -80,3 +81,7 @@ class BundleError(MarqueeError):
 
 class ServingError(MarqueeError):
     """The server could not start, answer or be reached."""
+
+
+class StateUnavailableError(ServingError):
+    """The users' events since the export cannot be read or written."""

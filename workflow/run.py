@@ -75,6 +75,11 @@ class Run:
         return self.root / "model_repository"
 
     @property
+    def state_file(self) -> Path:
+        """What users have watched since the export (SQLite)."""
+        return self.root / "state" / "events.sqlite"
+
+    @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"
 

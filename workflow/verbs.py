@@ -13,7 +13,7 @@ from workflow import pipeline
 from workflow.console import Output
 from workflow.errors import ConfigError, MarqueeError
 from workflow.job import Job
-from workflow.run import read_json, write_bytes
+from workflow.run import write_bytes
 
 Entries = list[dict[str, Any]]
 
@@ -172,15 +172,28 @@ def context_options(arguments: list[str]) -> dict[str, str]:
 def _recommend(job: Job, user: str, *, at: str | None, **options: Any) -> dict[str, Any]:
     from triton_repo.recommend import parse_time, recommend
 
-    moment = _end_of_log(job) if at is None else parse_time(at)
+    moment = None if at is None else parse_time(at)
     return recommend(job.run, job.contract, user, at=moment, **options)
 
 
-def _end_of_log(job: Job) -> int:
-    """One second after the last event: a log of the past is asked in its own time."""
-    path = job.run.require(job.run.features / "spec.json", "features", "marquee features")
-    last: int = read_json(path)["last_event"]
-    return last + 1
+def print_watch(
+    job: Job, output: Output, user: str, video: str, *, at: str | None, **known: Any
+) -> None:
+    """Send one watch; say what is kept of the user."""
+    from triton_repo.recommend import parse_time, typed_id
+    from triton_repo.watch import watch
+
+    moment = None if at is None else parse_time(at)
+    with output.stage(f"Watch of user {user}"):
+        kept = watch(job.run, user, video, at=moment, **known)
+    if not kept["in_catalogue"]:
+        output.say(f"[yellow]Video {escape(video)} is not in this run[/]: no effect for now.")
+    ids = {
+        "user_id": typed_id(job.contract, "user_id", user),
+        "video_id": typed_id(job.contract, "video_id", video),
+    }
+    made = f"Kept; events of user {user} since the export: {kept['num_events']}."
+    output.finish({**ids, **kept}, made, f"marquee recommend --run {job.run} --user {user}")
 
 
 def _print_items(output: Output, answer: dict[str, Any]) -> None:

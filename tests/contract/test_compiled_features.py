@@ -259,7 +259,7 @@ def test_hour_and_weekday(run: Run, query_stage: Any) -> None:
     assert frame["hour"].tolist() == days.hour.tolist()
     table = compiled(run, "events")
     for name in ("hour", "weekday"):
-        got = query_stage.encode({"name": name, "from": "context"}, {}, None, moments, None)
+        got = query_stage.encode({"name": name, "from": "context"}, {}, None, moments)
         assert got[:, 0].tolist() == whole_index(table, name, frame[name].tolist()).tolist()
 
 
@@ -269,6 +269,7 @@ WATCHES = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 30)), max_size=30
 @given(WATCHES, st.lists(st.integers(0, 35), min_size=1, max_size=5), st.integers(1, 5))
 def test_recent_watches(watches: list[tuple[int, int]], moments: list[int], length: int) -> None:
     """Served history and session equal what training samples point to."""
+    from triton_repo.templates.query_tower import past
     from triton_repo.templates.query_tower.stage import Stage
 
     user, time = np.array(watches, np.int64).reshape(-1, 2).T
@@ -278,19 +279,29 @@ def test_recent_watches(watches: list[tuple[int, int]], moments: list[int], leng
     )
     stage = Stage.__new__(Stage)
     stage.settings = {"session_gap_s": 4}
-    stage.watched_time, stage.watched_start = time, start
-    stage.watched_index = np.arange(len(time), dtype=np.int32) + 3
+    served = past.Histories.__new__(past.Histories)
+    served.longest, served.graded = length, False
+    served.watched_time, served.watched_start = time, start
+    served.watched_row = np.arange(len(time), dtype=np.int32)
+    served.video_index = served.watched_row + 3
+
+    def recent(name: str, pasts: list[Any], at: np.ndarray) -> np.ndarray:
+        result = np.zeros((len(at), length), np.int32)
+        stage.recent(result, {"name": name, "length": length}, pasts, at)
+        return result
+
     for row in range(4):
         rows, at = np.full(len(moments), row), np.array(moments)
-        end = stage.watched_until(rows, at)
+        end = served.until(rows, at)
+        pasts = [served.before(row, one, None, 0) for one in end]
         session = session_pointer(end, start[rows], at, histories, 4)
         for i, moment in enumerate(moments):
             known = [j + 3 for j, w in enumerate(watches) if w[0] == row and w[1] < moment]
             wanted = known[-length:]
-            got = stage.recent(stage.watched_index, rows, at, end, length, False)[i]
+            got = recent("history", pasts, at)[i]
             assert got.tolist() == [0] * (length - len(wanted)) + wanted
             wanted = known[len(known) - (end[i] - session[i]) :][-length:]
-            got = stage.recent(stage.watched_index, rows, at, end, length, True)[i]
+            got = recent("session_history", pasts, at)[i]
             assert got.tolist() == [0] * (length - len(wanted)) + wanted
 
 

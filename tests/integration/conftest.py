@@ -303,14 +303,15 @@ def sim_client(sim_server: dict[str, Any]) -> Iterator[Client]:
 # --- looking at folders --------------------------------------------------------------------------
 @pytest.fixture(scope="session")
 def contents() -> Callable[[Path], dict[str, str]]:
-    """contents(folder): hash by file, but for locks, logs, caches and checkpoints."""
+    """contents(folder): hash by file, but for locks, logs, caches, checkpoints, state."""
 
     def hashes(folder: Path) -> dict[str, str]:
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        changing = {"logs", "__pycache__", "checkpoints", "state"}
         return {
             str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in files
-            if path.name != ".lock" and not {"logs", "__pycache__", "checkpoints"} & set(path.parts)
+            if path.name != ".lock" and not changing & set(path.parts)
         }
 
     return hashes

@@ -223,7 +223,7 @@ def test_query_tower_alone(sim: Server) -> None:
 
 def test_retrieval_alone(sim: Server) -> None:
     query = sim.infer(sim.user_id(), model="query_tower")
-    names = ("query_vector", "user_row", "watched_until")
+    names = ("query_vector", "user_row", "watched_until", "online_row")
     good = sim.infer(*(tensor(name, query[name]) for name in names), model="retrieval")
     assert (good["candidate_row"] > 0).all()
     vector = tensor("query_vector", query["query_vector"])
@@ -232,7 +232,12 @@ def test_retrieval_alone(sim: Server) -> None:
             tensor("user_row", column(row, dtype=np.int32)),
             tensor("watched_until", column(until)),
         )
-        sim.refuses(vector, *tensors, match="outside the bundle", model="retrieval")
+        online = tensor("online_row", query["online_row"])
+        sim.refuses(vector, *tensors, online, match="outside the bundle", model="retrieval")
+    rest = [tensor(name, query[name]) for name in names[1:3]]
+    for row in (-1, 501, 2**31 - 1):
+        online = tensor("online_row", np.full_like(query["online_row"], row))
+        sim.refuses(vector, *rest, online, match="outside the bundle", model="retrieval")
     nothing = np.full_like(query["query_vector"], np.nan)
     rest = (tensor(name, query[name]) for name in names[1:])
     answer = sim.infer(tensor("query_vector", nothing), *rest, model="retrieval")

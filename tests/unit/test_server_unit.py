@@ -188,7 +188,7 @@ def test_unknown_context_lists_the_known(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_status_names() -> None:
     assert [status.name for status in Status] == [
-        "ok", "unknown_user", "empty_history", "fewer_than_top_k",
+        "ok", "unknown_user", "empty_history", "fewer_than_top_k", "state_unavailable",
     ]  # fmt: skip
 
 

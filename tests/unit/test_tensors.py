@@ -11,6 +11,7 @@ import pytest
 from tests.fixtures import make_config, make_contract, make_tables, write_run
 from triton_repo.tensors import (
     ENSEMBLE,
+    EVENTS,
     STAGES,
     Tensor,
     ensemble_body,
@@ -67,6 +68,20 @@ def test_widths_follow_the_fitted_schema(case: Any) -> None:
     assert outputs["query_value"][1] == (3,)  # age, count, rate
     assert outputs["query_vector"][1] == (8,)
     assert by_name(tensors["retrieval"].outputs)["candidate_row"][1] == (50,)
+    longest = max(spec[name].length for name in names[:3])
+    assert outputs["online_row"] == ("INT32", (longest,), False)
+
+
+def test_events_take_what_the_data_has(case: Any) -> None:
+    """Only the user is required: without a video nothing is stored."""
+    _, _, tensors = case
+    ids = {"user_id": ("INT64", (1,), False), "video_id": ("STRING", (1,), True)}
+    known = {"label": ("INT32", (1,), True), "watch_s": ("FP32", (1,), True)}
+    assert by_name(tensors[EVENTS].inputs) == ids | {"time": ("INT64", (1,), True)} | known
+    bare = make_contract(label=False, watch_time=False)
+    inputs = model_tensors(bare, case[1], num_candidates=5, dim=8)[EVENTS].inputs
+    assert [t.name for t in inputs] == ["user_id", "video_id", "time"]
+    assert EVENTS not in STAGES
 
 
 def test_stages_are_connected_in_order(case: Any) -> None:

@@ -33,7 +33,10 @@ class TritonPythonModel:
             for name in self.inputs
         }
         refused = self.stage.check(joined, sizes)
-        answers = split(self.stage.run(joined), sizes)
+        try:
+            answers = split(self.stage.run(joined), sizes)
+        except OSError as error:  # something outside this server does not answer
+            return [failure(str(error), pb_utils.TritonError.UNAVAILABLE) for _ in requests]
         return [self._respond(refused.get(i), answer) for i, answer in enumerate(answers)]
 
     def _read(self, request):
@@ -42,8 +45,7 @@ class TritonPythonModel:
 
     def _respond(self, refused, answer):
         if refused is not None:
-            error = pb_utils.TritonError(refused, pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse([], error)
+            return failure(refused, pb_utils.TritonError.INVALID_ARG)
         answer = self.stage.finish(answer)
         return pb_utils.InferenceResponse(
             [
@@ -51,6 +53,11 @@ class TritonPythonModel:
                 for name, dtype in self.dtypes.items()
             ]
         )
+
+
+def failure(message, code):
+    """A response without an answer."""
+    return pb_utils.InferenceResponse([], pb_utils.TritonError(message, code))
 
 
 def split(outputs, sizes):

@@ -1,18 +1,21 @@
 """Query tower: raw user id and request context in, query vector and packed features out.
 
 Files: stage.json, tower.onnx, user_id.npy (sorted raw ids), user_index.npy and user_value.npy
-(encoded user features by row; row 0 is the unknown user), watched_index.npy and watched_time.npy
-(all users' watches), watched_start.npy (where each user's begin), watched_label.npy (encoded
-labels of the watches, where they differ).
+(encoded user features by row; row 0 is the unknown user), and those of past.py. Events since the
+export are read from the store that the environment variable MARQUEE_STATE names, if any.
 """
 
+import importlib.util
 import json
+import os
 import time
 
 import numpy as np
 import onnxruntime
 
-OK, UNKNOWN_USER, EMPTY_HISTORY = 0, 1, 2
+OK, UNKNOWN_USER, EMPTY_HISTORY, STATE_UNAVAILABLE = 0, 1, 2, 4
+STATE_TIMEOUT_S = 0.05
+ALWAYS = np.iinfo(np.int64).max
 
 
 def open_session(path):
@@ -23,29 +26,43 @@ def open_session(path):
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def open_array(path):
-    """A memory-mapped array; as a plain ndarray it is cheaper to index than a memmap."""
-    return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+def load(path):
+    """The module in a file next to this one."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Stage:
-    """Encodes requests and runs the query tower."""
+    """Encodes requests and runs the query tower.
 
-    def __init__(self, folder):
+    Args:
+        folder: where the files are.
+        state: where the events since the export are, "" for nowhere; None: as the environment says.
+    """
+
+    def __init__(self, folder, state=None):
         self.settings = json.loads((folder / "stage.json").read_text())
         self.session = open_session(folder / "tower.onnx")
-        for name in (
-            "user_id", "user_index", "user_value", "watched_index", "watched_time", "watched_start",
-        ):  # fmt: skip
-            setattr(self, name, open_array(folder / f"{name}.npy"))
+        past, store = load(folder / "past.py"), load(folder / "store.py")
+        for name in ("user_id", "user_index", "user_value"):
+            setattr(self, name, past.open_array(folder / f"{name}.npy"))
         self.layout = self.settings["query_index"]  # [{"name", "from", "at", "length"}]
-        if any(part["name"] == "long_history_label" for part in self.layout):
-            self.watched_label = open_array(folder / "watched_label.npy")
         self.width = sum(part["length"] for part in self.layout)
+        self.keep = self.settings["longest_history"]
+        graded = any(part["name"] == "long_history_label" for part in self.layout)
+        self.histories = past.Histories(folder, self.keep, graded)
+        self.rows_of = past.rows_of
         self.vocabulary = {
             name: dict(zip(table["values"], table["index"], strict=True))
             for name, table in self.settings["vocabulary"].items()
         }
+        where = os.environ.get("MARQUEE_STATE", "") if state is None else state
+        self.profiles = None
+        if where:
+            guarded = store.Guarded(store.open_store(where, self.keep, STATE_TIMEOUT_S))
+            self.profiles = store.Profiles(guarded, self.histories.parse)
 
     def check(self, inputs, sizes):
         """Reasons to refuse requests, by position; every id and context has a defined answer."""
@@ -53,39 +70,32 @@ class Stage:
 
     def run(self, inputs):
         users = inputs["user_id"][:, 0]
-        row = self.user_rows(users)
+        row = self.rows_of(self.user_id, users)
         moment = self.moments(inputs.get("time"), len(users))
-        until = self.watched_until(row, moment)
+        until = self.histories.until(row, moment)
+        pasts, is_current = self.pasts(users, row, until, inputs.get("time"))
         index = np.zeros((len(users), self.width), np.int32)
         for part in self.layout:
             columns = slice(part["at"], part["at"] + part["length"])
-            index[:, columns] = self.encode(part, inputs, row, moment, until)
+            if part["from"] == "history":
+                self.recent(index[:, columns], part, pasts, moment)
+            else:
+                index[:, columns] = self.encode(part, inputs, row, moment)
         value = np.asarray(self.user_value[row], np.float32)
         [vector] = self.session.run(None, {"query_index": index, "query_value": value})
-        status = np.where(until > self.watched_start[row], OK, EMPTY_HISTORY)
         return {
             "query_vector": vector,
             "query_index": index,
             "query_value": value,
             "user_row": row[:, None],
             "watched_until": until[:, None],
+            "online_row": self.online_rows(pasts),
             "request_time": moment[:, None],
-            "query_status": np.where(row == 0, UNKNOWN_USER, status)[:, None],
+            "query_status": self.status(row, pasts, is_current)[:, None],
         }
 
     def finish(self, answer):
         return answer
-
-    def user_rows(self, users):
-        """Row of each raw id, 0 when it is not known."""
-        fits = True
-        if self.user_id.dtype.kind == "S":
-            # In the table's own dtype; otherwise numpy would copy the whole table to compare.
-            width = self.user_id.dtype.itemsize
-            fits = np.array([len(one) <= width and one[-1:] != b"\0" for one in users])
-            users = np.where(fits, users, b"").astype(self.user_id.dtype)
-        at = np.minimum(np.searchsorted(self.user_id, users), len(self.user_id) - 1)
-        return np.where(fits & (self.user_id[at] == users), at + 1, 0).astype(np.int32)
 
     def moments(self, given, count):
         """Unix seconds of each request; absent or negative means now."""
@@ -94,22 +104,39 @@ class Stage:
             return np.full(count, now, np.int64)
         return np.where(given[:, 0] < 0, now, given[:, 0]).astype(np.int64)
 
-    def watched_until(self, row, moment):
-        """End of what each user had watched before the request."""
-        until = np.empty(len(row), np.int64)
-        for i, user in enumerate(row):
-            start, end = self.watched_start[user], self.watched_start[user + 1]
-            until[i] = start + np.searchsorted(self.watched_time[start:end], moment[i])
-        return until
+    def pasts(self, users, row, until, given):
+        """(the Past of each user, whether the store has told its part).
 
-    def encode(self, part, inputs, row, moment, until):
+        A request for now comes after all events that were stored before it, those of this very
+        second included; one for a given time sees the earlier seconds only.
+        """
+        online, is_current = [None] * len(users), [True] * len(users)
+        if self.profiles is not None:
+            keys = [user if isinstance(user, bytes) else b"%d" % user for user in users.tolist()]
+            online, is_current = self.profiles.read(keys)
+        online_until = [ALWAYS] * len(users)
+        if given is not None:
+            online_until = np.where(given[:, 0] < 0, ALWAYS, given[:, 0])
+        pasts = map(self.histories.before, row, until, online, online_until)
+        return list(pasts), np.array(is_current)
+
+    def online_rows(self, pasts):
+        """Video rows of what was watched since the export; int32 [n, keep], 0-padded."""
+        rows = np.zeros((len(pasts), self.keep), np.int32)
+        for i, past in enumerate(pasts):
+            rows[i, : len(past.online_row)] = past.online_row
+        return rows
+
+    def status(self, row, pasts, is_current):
+        """A user with watches, baked or online, is ok whether or not the bundle knows the id."""
+        has_past = np.array([len(past.time) > 0 for past in pasts])
+        status = np.where(has_past, OK, np.where(row == 0, UNKNOWN_USER, EMPTY_HISTORY))
+        return np.where(is_current, status, STATE_UNAVAILABLE)
+
+    def encode(self, part, inputs, row, moment):
         name = part["name"]
         if part["from"] == "user":
             return self.user_index[row, part["column"] : part["column"] + part["length"]]
-        if part["from"] == "history":
-            values = self.watched_label if name == "long_history_label" else self.watched_index
-            in_session = name == "session_history"
-            return self.recent(values, row, moment, until, part["length"], in_session)
         if name == "hour":
             return self.look_up(name, moment % 86400 // 3600)
         if name == "weekday":
@@ -132,23 +159,20 @@ class Stage:
                 return 1
         return table.get(value, 2)
 
-    def recent(self, values, row, moment, until, length, in_session):
-        """`values` of the last watches [n, length], newest last, 0-padded in front."""
-        result = np.zeros((len(row), length), np.int32)
-        for i, user in enumerate(row):
-            end = until[i]
-            first = max(self.watched_start[user], end - length)
-            if in_session:
-                first = self.session_first(first, end, moment[i])
-            if end > first:
-                result[i, length - (end - first) :] = values[first:end]
-        return result
+    def recent(self, result, part, pasts, moment):
+        """Fill `result` [n, length] with the last watches, newest last, 0-padded in front."""
+        length = part["length"]
+        for i, past in enumerate(pasts):
+            values = past.label if part["name"] == "long_history_label" else past.video
+            values = values[-length:]
+            if part["name"] == "session_history":
+                values = values[self.session_first(past.time[-length:], moment[i]) :]
+            if len(values):
+                result[i, -len(values) :] = values
 
-    def session_first(self, first, end, moment):
-        """Where the still open session begins within [first, end); `end` when none is open."""
-        if end == first:
-            return end
-        gap = self.settings["session_gap_s"]
-        times = np.append(self.watched_time[first:end], moment)
-        breaks = np.flatnonzero(np.diff(times) > gap)
-        return first + breaks[-1] + 1 if len(breaks) else first
+    def session_first(self, times, moment):
+        """Where the still open session begins within `times`; their end when none is open."""
+        if len(times) == 0:
+            return 0
+        breaks = np.flatnonzero(np.diff(np.append(times, moment)) > self.settings["session_gap_s"])
+        return breaks[-1] + 1 if len(breaks) else 0

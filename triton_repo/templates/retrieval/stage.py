@@ -38,25 +38,31 @@ class Stage:
         rows, until = inputs["user_row"][:, 0], inputs["watched_until"][:, 0]
         inside = (rows >= 0) & (rows < len(self.watched_start) - 1)
         rows[~inside] = 0
+        online = inputs["online_row"]
+        inside &= ((online >= 0) & (online <= self.index.ntotal)).all(axis=1)
+        online[~inside] = 0
         inside &= (until >= self.watched_start[rows]) & (until <= self.watched_start[rows + 1])
         until[~inside] = self.watched_start[0]
         for position, size in enumerate(sizes):
             if not inside[start : start + size].all():
-                refused[position] = "user_row or watched_until is outside the bundle's tables"
+                refused[position] = (
+                    "user_row, watched_until or online_row is outside the bundle's tables"
+                )
             start += size
         return refused
 
     def run(self, inputs):
         rows, until = inputs["user_row"][:, 0], inputs["watched_until"][:, 0]
         first = self.watched_start[rows] if self.exclude_watched else until
-        extra = int(np.max(until - first))
+        online = inputs["online_row"] if self.exclude_watched else inputs["online_row"][:, :0]
+        extra = int(np.max(until - first + (online > 0).sum(axis=1)))
         wanted = min(self.num_candidates + extra, self.index.ntotal)
         scores, found = self.index.search(np.ascontiguousarray(inputs["query_vector"]), wanted)
         found = found + 1  # FAISS says -1 for "no more": becomes row 0, which is padding
         candidates = np.zeros((len(rows), self.num_candidates), np.int32)
         kept_scores = np.full((len(rows), self.num_candidates), -np.inf, np.float32)
         for i in range(len(rows)):
-            keep = self.keep(found[i], self.watched_row[first[i] : until[i]])
+            keep = self.keep(found[i], self.watched_row[first[i] : until[i]], online[i])
             candidates[i, : len(keep)] = found[i, keep]
             kept_scores[i, : len(keep)] = scores[i, keep]
         return {"candidate_row": candidates, "candidate_score": kept_scores}
@@ -64,10 +70,12 @@ class Stage:
     def finish(self, answer):
         return answer
 
-    def keep(self, found, watched):
+    def keep(self, found, watched, online):
         """Positions of the first `num_candidates` rows that are neither padding nor watched."""
-        self.is_watched[0] = True
+        self.is_watched[online] = True
         self.is_watched[watched] = True
+        self.is_watched[0] = True
         keep = np.flatnonzero(~self.is_watched[found])[: self.num_candidates]
+        self.is_watched[online] = False
         self.is_watched[watched] = False
         return keep
