@@ -36,7 +36,7 @@ from workflow.errors import BundleError, ServingError
 from workflow.run import Run
 
 USERS = 12
-MOMENT = 1_800_000_000
+MOMENT = int(time.time())
 OUTPUT = Output(as_json=True)
 
 
