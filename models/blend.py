@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from models.metrics import Float32, Float64, ranking_metrics, top_lists
+from models.metrics import Float32, Float64, list_quality, top_lists
 from models.queries import Queries
 
 CHOICES = {
@@ -58,9 +58,9 @@ class Parts:
 def choose_blend(parts: Parts, queries: Queries, co_watch: float) -> Blend:
     """Trend and popularity weights for a given weight of the co-watch score.
 
-    Quality is the mean of recall@100 and NDCG@10. Of the weights whose quality is within one
-    standard error of the best: the largest of the trend, since it goes on after the validation
-    part, and that of popularity which shows the most videos. Twice: each depends on the other.
+    Of the weights whose `list_quality` is within one standard error of the best: the largest of the
+    trend, since it goes on after the validation part, and that of popularity which shows the most
+    videos. Twice: each depends on the other.
 
     Source: the one-standard-error rule, Breiman et al., Classification and Regression Trees, 1984.
     """
@@ -84,5 +84,4 @@ def _judge(parts: Parts, blend: Blend, queries: Queries) -> tuple[Float64, int]:
     """(quality per query, distinct videos among the first ten of all queries)."""
     scores = parts.scores(blend)
     lists = top_lists(lambda at: scores[at], scores.shape[1], queries.excluded, DEPTH)
-    values = ranking_metrics(lists, queries.relevant)
-    return (values["recall@100"] + values["ndcg@10"]) / 2, len(np.unique(lists[:, :SHOWN]))
+    return list_quality(lists, queries.relevant), len(np.unique(lists[:, :SHOWN]))

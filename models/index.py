@@ -1,8 +1,10 @@
-"""The index stage: a FAISS index whose search effort is chosen by measured recall."""
+"""The index stage: the FAISS index that needs least CPU time for the recall that is asked for."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import models.compat  # noqa: F401
@@ -11,6 +13,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from models.index_kinds import QueryLists, flat, hnsw, set_effort
 from models.inputs import FeatureTables, sample_columns
 from models.queries import held_out_queries
 from models.retriever import load_two_tower
@@ -22,110 +25,164 @@ from workflow.features.spec import FeatureSpec
 from workflow.run import Run, replaced_folder, write_json
 
 Vectors = npt.NDArray[np.float32]
-EFFORTS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+Int64 = npt.NDArray[np.int64]
+# Each about 1.4 times the one before: the next smaller one misses the target.
+EFFORTS = tuple(round(2 ** (step / 2)) for step in range(6, 25))
+TIMED_QUERIES = 200
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a kind of index was measured to need.
+
+    Attributes:
+        effort: nprobe or efSearch, 0 for exact search.
+        recall_vs_exact: share of the exact result that it finds, over held-out queries.
+        search_ms: CPU milliseconds per query, asked one at a time on one thread.
+        build_s: seconds to build it.
+        megabytes: of the index file.
+    """
+
+    kind: str
+    effort: int
+    recall_vs_exact: float
+    search_ms: float
+    build_s: float = 0.0
+    megabytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Queries of real requests: `known` shape the index, `asked`, of other users, measure it.
+
+    Attributes:
+        known, asked: float32 [n, dim] each.
+        exact: int64 [asked, num_candidates], what exact search finds; exact_ms is what it costs.
+    """
+
+    known: Vectors
+    asked: Vectors
+    exact: Int64
+    exact_ms: float
 
 
 def build_index(run: Run, config: Config, report: Report = no_report) -> dict[str, Any]:
-    """Index the candidate vectors and choose the cheapest search effort that reaches the target.
+    """Index the candidate vectors and choose kind and search effort by the rule of `choose`.
 
-    Index position i holds video row i + 1. Writes index.faiss and report.json.
+    Index position i holds video row i + 1. Writes index.faiss and report.json, which also lists
+    every kind that was tried.
 
     Returns:
         {"kind", "effort", "recall_vs_exact", "num_candidates", "num_videos", "build_s",
-        "search_ms", "exact_ms"}; `effort` is nprobe or efSearch, 0 for a flat index; times are
-        per query on one thread.
+        "search_ms", "exact_ms", "megabytes"}; see Tuned.
     """
     path = run.require(run.retriever / "candidate_vectors.npy", "retriever", "marquee train")
-    vectors = np.load(path, allow_pickle=False)[1:]
-    queries = _sample_queries(run, config)
+    vectors = np.load(path, mmap_mode="r", allow_pickle=False)[1:]
+    known, asked = real_queries(run, config)
     num_candidates = min(config.serving.num_candidates, len(vectors))
-    faiss.omp_set_num_threads(1)
-    report(0, 3, "exact search")
-    exact, exact_ms = _timed_search(_flat(vectors), queries, num_candidates)
+    report(0, 2, "exact search")
+    sample = measure_exact(vectors, known, asked, num_candidates)
+    report(1, 2, "building")
+    index, chosen, tried = choose(vectors, sample, config.index)
     summary: dict[str, Any] = {
         "num_videos": len(vectors),
         "num_candidates": num_candidates,
-        "exact_ms": round(exact_ms, 4),
+        "exact_ms": round(sample.exact_ms, 4),
+        **asdict(chosen),
     }
-    report(1, 3, "building")
-    started = time.perf_counter()
-    index, chosen = _choose(vectors, queries, exact, exact_ms, config.index)
-    summary |= {"build_s": round(time.perf_counter() - started, 3), **chosen}
     with replaced_folder(run.index) as folder:
         faiss.write_index(index, str(folder / "index.faiss"))
-        write_json(folder / "report.json", summary)
+        write_json(folder / "report.json", summary | {"tried": [asdict(one) for one in tried]})
     return summary
 
 
-def _sample_queries(run: Run, config: Config) -> Vectors:
-    """Query vectors of real requests, which is what search effort must be measured on."""
+def real_queries(run: Run, config: Config) -> tuple[Vectors, Vectors]:
+    """Query vectors of requests of the test part: (known, asked), of different users."""
     store = FeatureStore(run)
     spec = FeatureSpec.load(store.root / "spec.json")
     tables = FeatureTables(store, spec)
     model = load_two_tower(run, config, tables)
     queries = held_out_queries(store, "test", sample_columns(spec, ranker=False))
-    chosen = np.random.default_rng(config.seed).permutation(len(queries))
-    queries = queries.take(np.sort(chosen[: config.index.sample_queries]))
-    return query_vectors(model, tables, queries.samples)
+    drawn = np.random.default_rng(config.seed).permutation(len(queries))
+    asked = min(config.index.sample_queries, (len(queries) + 1) // 2)
+    known = drawn[asked : asked + 2 * config.index.sample_queries]
+    parts = (queries.take(np.sort(part)) for part in (known, drawn[:asked]))
+    first, second = (query_vectors(model, tables, part.samples) for part in parts)
+    return (first if len(first) else second), second
 
 
-def _choose(
-    vectors: Vectors,
-    queries: Vectors,
-    exact: npt.NDArray[np.int64],
-    exact_ms: float,
-    config: IndexConfig,
-) -> tuple[Any, dict[str, Any]]:
-    """(index, {"kind", "effort", "recall_vs_exact", "search_ms"}) by the rule below.
+def measure_exact(vectors: Vectors, known: Vectors, asked: Vectors, num_candidates: int) -> Sample:
+    """The sample with what exact search finds."""
+    faiss.omp_set_num_threads(1)
+    exact, exact_ms = timed_search(flat(vectors), asked, num_candidates)
+    return Sample(known, asked, exact, exact_ms)
 
-    Small catalogues are searched exactly. Above `flat_up_to_videos`, IVF is used if it reaches
-    the target recall faster than exact search, else HNSW under the same condition, else exact.
+
+def choose(
+    vectors: Vectors, sample: Sample, config: IndexConfig
+) -> tuple[Any, Tuned, tuple[Tuned, ...]]:
+    """(index, how it was tuned, every kind that was tried).
+
+    The rule: of the kinds whose recall on held-out real queries reaches the target, the one with
+    the least CPU time a query. Exact search always reaches it. Up to `flat_up_to_videos` nothing
+    else is built. HNSW is built only where it is asked for: on vectors of so different lengths it
+    does not reach the target, and building it takes longest.
     """
+    exact = Tuned("flat", 0, 1.0, round(sample.exact_ms, 4), 0.0, _megabytes(vectors.nbytes))
     automatic = config.kind == "auto"
     if config.kind == "flat" or (automatic and len(vectors) <= config.flat_up_to_videos):
-        return _flat(vectors), _chosen("flat", 0, 1.0, exact_ms)
-    for kind, build in (("ivf", _ivf), ("hnsw", _hnsw)):
-        if not automatic and kind != config.kind:
-            continue
-        index = build(vectors)
-        effort, recall, search_ms = _tune(index, kind, queries, exact, config.target_recall)
-        if not automatic or (recall >= config.target_recall and search_ms < exact_ms):
-            return index, _chosen(kind, effort, recall, search_ms)
-    return _flat(vectors), _chosen("flat", 0, 1.0, exact_ms)
+        return flat(vectors), exact, (exact,)
+    index, best, tried = None, exact, [exact]
+    for candidate, tuned in _tuned_kinds(vectors, sample, config):
+        tried.append(tuned)
+        reached = tuned.recall_vs_exact >= config.target_recall
+        if not automatic or (reached and tuned.search_ms < best.search_ms):
+            index, best = candidate, tuned
+    return (flat(vectors) if index is None else index), best, tuple(tried)
 
 
-def _chosen(kind: str, effort: int, recall: float, search_ms: float) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "effort": effort,
-        "recall_vs_exact": round(recall, 5),
-        "search_ms": round(search_ms, 4),
-    }
+def _tuned_kinds(
+    vectors: Vectors, sample: Sample, config: IndexConfig
+) -> Iterator[tuple[Any, Tuned]]:
+    """The approximate kinds that `config` asks for, one after another."""
+    started = time.perf_counter()
+    if config.kind == "hnsw":
+        index = hnsw(vectors)
+        yield index, tune(index, "hnsw", sample, config.target_recall, started)
+        return
+    lists = QueryLists.fitted(vectors, sample.known)
+    shared_s = time.perf_counter() - started
+    for kind in ("ivf", "ivf_fp16") if config.kind == "auto" else (config.kind,):
+        started = time.perf_counter() - shared_s
+        index = lists.index(vectors, half=kind == "ivf_fp16")
+        yield index, tune(index, kind, sample, config.target_recall, started)
 
 
-def _tune(
-    index: Any, kind: str, queries: Vectors, exact: npt.NDArray[np.int64], target: float
-) -> tuple[int, float, float]:
-    """Smallest tried effort whose recall reaches `target`: (effort, recall, ms per query)."""
-    effort, recall, search_ms = 0, 0.0, 0.0
-    for effort in EFFORTS:
+def tune(index: Any, kind: str, sample: Sample, target: float, started: float = 0.0) -> Tuned:
+    """The smallest tried effort whose recall reaches `target`, or the largest one.
+
+    Args:
+        started: time.perf_counter() when building began.
+    """
+    build_s = time.perf_counter() - started
+    most = faiss.extract_index_ivf(index).nlist if kind.startswith("ivf") else EFFORTS[-1]
+    efforts = [effort for effort in EFFORTS if effort < most]
+    for effort in (*efforts, most):
         set_effort(index, kind, effort)
-        found, search_ms = _timed_search(index, queries, exact.shape[1])
-        recall = recall_against(found, exact)
-        if recall >= target or (kind == "ivf" and effort >= index.nlist):
+        _, found = index.search(sample.asked, sample.exact.shape[1])
+        recall = recall_against(found, sample.exact)
+        if recall >= target:
             break
-    return effort, recall, search_ms
+    _, search_ms = timed_search(index, sample.asked[:TIMED_QUERIES], sample.exact.shape[1])
+    size = _megabytes(len(faiss.serialize_index(index)))
+    return Tuned(kind, effort, round(recall, 5), round(search_ms, 4), round(build_s, 3), size)
 
 
-def set_effort(index: Any, kind: str, effort: int) -> None:
-    """Set nprobe of an IVF index or efSearch of an HNSW index; flat indexes have none."""
-    if kind == "ivf":
-        index.nprobe = effort
-    elif kind == "hnsw":
-        index.hnsw.efSearch = effort
+def _megabytes(size: int) -> float:
+    return round(size / 1e6, 1)
 
 
-def recall_against(found: npt.NDArray[np.int64], exact: npt.NDArray[np.int64]) -> float:
+def recall_against(found: Int64, exact: Int64) -> float:
     """Share of the exact result that was found, averaged over queries."""
     if len(exact) == 0:
         return 1.0
@@ -135,40 +192,13 @@ def recall_against(found: npt.NDArray[np.int64], exact: npt.NDArray[np.int64]) -
     return float(np.mean(kept) / exact.shape[1])
 
 
-def _timed_search(index: Any, queries: Vectors, k: int) -> tuple[npt.NDArray[np.int64], float]:
-    """(positions [n, k], milliseconds per query when asked one at a time)."""
-    timed = queries[:200]
+def timed_search(index: Any, queries: Vectors, k: int) -> tuple[Int64, float]:
+    """(positions [n, k], CPU milliseconds per query when asked one at a time)."""
+    timed = queries[:TIMED_QUERIES]
     index.search(queries[:1], k)
-    started = time.perf_counter()
+    started = time.thread_time()
     for row in range(len(timed)):
         index.search(timed[row : row + 1], k)
-    milliseconds = (time.perf_counter() - started) * 1e3 / max(len(timed), 1)
+    milliseconds = (time.thread_time() - started) * 1e3 / max(len(timed), 1)
     _, found = index.search(queries, k)
     return found, milliseconds
-
-
-def _flat(vectors: Vectors) -> Any:
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    return index
-
-
-def _ivf(vectors: Vectors) -> Any:
-    lists = int(2 ** np.round(np.log2(4 * np.sqrt(len(vectors)))))
-    lists = max(1, min(lists, len(vectors) // 39))
-    quantizer = faiss.IndexFlatIP(vectors.shape[1])
-    index = faiss.IndexIVFFlat(quantizer, vectors.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed = 7
-    sample = np.random.default_rng(7).permutation(len(vectors))[: 64 * lists]
-    index.train(vectors[np.sort(sample)])
-    index.add(vectors)
-    index.own_fields = True
-    quantizer.this.disown()
-    return index
-
-
-def _hnsw(vectors: Vectors) -> Any:
-    index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = 100
-    index.add(vectors)
-    return index

@@ -133,11 +133,15 @@ def ranking_metrics(lists: Int64, relevant: Lists) -> dict[str, Float64]:
     }
 
 
-def retrieval_metrics(lists: Int64, relevant: Lists, num_videos: int) -> dict[str, float]:
-    """The means of `ranking_metrics`, and coverage@10."""
-    means = {name: float(v.mean()) for name, v in ranking_metrics(lists, relevant).items()}
-    top = np.unique(lists[:, :10])
-    return means | {"coverage@10": np.count_nonzero(top) / num_videos}
+def list_quality(lists: Int64, relevant: Lists) -> Float64:
+    """What retrievers are chosen by: the mean of recall@100 and NDCG@10 of each list; float64 [n].
+
+    Args:
+        lists: int64 [n, at least 100 where there are so many videos], best first.
+    """
+    values = ranking_metrics(lists, relevant)
+    result: Float64 = (values["recall@100"] + values["ndcg@10"]) / 2
+    return result
 
 
 def _ndcg(hit: npt.NDArray[np.bool_], sizes: Int64) -> Float64:

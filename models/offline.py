@@ -11,13 +11,12 @@ from typing import Any
 
 import models.compat  # noqa: F401
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from models.dlrm import Outputs
-from models.index import set_effort
+from models.index_kinds import read_index
 from models.inputs import FeatureTables, sample_columns
 from models.ranker import load_ranker
 from models.ranker_predict import Predictor, combined
@@ -66,8 +65,8 @@ class OfflineRecommender:
         )
         report = read_json(run.index / "report.json")
         self.num_candidates = report["num_candidates"]
-        self.index = faiss.read_index(str(run.index / "index.faiss"))
-        set_effort(self.index, report["kind"], report["effort"])
+        path = str(run.index / "index.faiss")
+        self.index = read_index(path, report["kind"], report["effort"])
 
     def recommend(
         self, user_ids: Array, times: Array, context: dict[str, Array], top_k: int

@@ -16,6 +16,7 @@ import models.compat  # noqa: F401
 import numpy as np
 import tensorflow as tf
 
+from models.averaging import WeightAverage
 from models.inputs import FeatureTables
 from workflow.config import Config
 from workflow.console import Report
@@ -74,7 +75,8 @@ class Fit:
     """One training run.
 
     Attributes:
-        model: the Keras model; its weights end as the best epoch's.
+        model: the built Keras model; its weights end as the average at the end of the best epoch
+            (models.averaging), which is also what `validate` sees.
         step: one gradient step, batch -> loss.
         batches: the training data.
         validate: returns the score to maximise, or None to keep the last epoch.
@@ -98,14 +100,18 @@ class Fit:
         Raises:
             TrainingError: the loss became NaN or there is nothing to train on.
         """
-        checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
+        average = WeightAverage(self.model.trainable_variables)
+        checkpoint = tf.train.Checkpoint(
+            model=self.model, optimizer=self.optimizer, average=average
+        )
         last = tf.train.CheckpointManager(checkpoint, str(self.checkpoints / "last"), 1)
         best = tf.train.CheckpointManager(checkpoint, str(self.checkpoints / "best"), 1)
         progress = self._resume(checkpoint, last)
         while progress.epoch < self.max_epochs and not self._finished(progress):
-            self._epoch(progress, report, title)
+            self._epoch(progress, average, report, title)
             if self.validate is not None:
-                score = self.validate()
+                with average.applied():
+                    score = self.validate()
                 progress.scores.append(score)
                 if score > progress.best_score:
                     progress.best_score, progress.best_epoch = score, progress.epoch
@@ -114,17 +120,21 @@ class Fit:
             self._save(progress, last)
         if self.validate is not None and best.latest_checkpoint:
             checkpoint.restore(best.latest_checkpoint).expect_partial()
+        average.keep()
         return progress
 
     def _finished(self, progress: Progress) -> bool:
         waited = progress.epoch - progress.best_epoch
         return self.validate is not None and progress.epoch > 0 and waited >= self.patience
 
-    def _epoch(self, progress: Progress, report: Report, title: str) -> None:
+    def _epoch(
+        self, progress: Progress, average: WeightAverage, report: Report, title: str
+    ) -> None:
         started, losses = time.monotonic(), []
         total = len(self.batches)
         for number, batch in enumerate(self.batches):
             losses.append(self.step(batch))
+            average.update()
             if number % 10 == 0:
                 report(number, total, f"{title}, epoch {progress.epoch + 1}")
             progress.rows += int(batch["user_row"].shape[0])

@@ -179,18 +179,37 @@ def _dense(layer: Any) -> Dense:
 
 
 def fold_videos(
-    tables: dict[str, Array], encoded: dict[str, npt.NDArray[np.int32]], batch: int = 100_000
-) -> Array:
-    """Each video's embedding vectors, looked up beforehand.
+    weights: RankerWeights,
+    encoded: dict[str, npt.NDArray[np.int32]],
+    values: dict[str, npt.NDArray[np.float32]],
+    batch: int = 100_000,
+) -> tuple[Array, Array]:
+    """What the ranker needs of each video and can be computed beforehand.
 
     Args:
-        encoded: int32 [num_videos + 1] or [num_videos + 1, length] per feature, in field order.
+        encoded: int32 [num_videos + 1] or [num_videos + 1, length] per categorical feature, in
+            the order of the fields.
+        values: float32 [num_videos + 1] per continuous feature, in order.
     Returns:
-        float32 [num_videos + 1, num_features, dim].
+        (vectors float32 [num_videos + 1, fields + 1, dim]: the fields' embeddings, then the
+        candidate's own vector made of them; numbers float32 [num_videos + 1, products + values]:
+        the inner products of all pairs of fields, then the values)
     """
-    return np.stack(
-        [_fold(tables[name], np.asarray(rows), batch) for name, rows in encoded.items()], axis=1
-    )
+    columns = [
+        _fold(weights.tables[name], np.asarray(rows), batch) for name, rows in encoded.items()
+    ]
+    item = np.sum(columns, axis=0, dtype=np.float32)
+    if weights.item is not None:
+        constant = np.stack([values[name] for name in weights.item_numbers], axis=1)
+        item += constant.astype(np.float32) @ weights.item.kernel + weights.item.bias
+    products = [
+        np.einsum("nd,nd->n", one, other)
+        for i, one in enumerate(columns)
+        for other in columns[i + 1 :]
+    ]
+    read = [*products, *(np.asarray(v) for v in values.values())]
+    joined = np.stack(read, axis=1) if read else np.zeros((len(item), 0))
+    return np.stack([*columns, item], axis=1), joined.astype(np.float32)
 
 
 def _fold(table: Array, rows: npt.NDArray[np.int32], batch: int) -> Array:

@@ -220,7 +220,7 @@ def _known(
         "session": session,
         "user_event_count": np.float32(len(mine)),
         "video_event_count": np.float32(len(of_video)),
-        **{f"video_event_count_{days}d": _recent(of_video, day, days) for days in (7, 30)},
+        **{f"video_lift_{days}d": _lift(of_video, rows, day, days) for days in (7, 30)},
     }
     if rates:
         answer["user_label_rate"] = _rate(mine, prior)
@@ -231,9 +231,17 @@ def _known(
     return answer
 
 
-def _recent(events: list[dict[str, Any]], today: int, days: int) -> np.float32:
-    """How many were on the `days` days before today."""
-    return np.float32(sum(today - event["timestamp"] // DAY <= days for event in events))
+def _lift(
+    of_video: list[dict[str, Any]], rows: list[dict[str, Any]], today: int, days: int
+) -> np.float32:
+    """The video's smoothed share of the last days' events, times the number of videos so far."""
+    past = [row for row in rows if row["timestamp"] // DAY < today]
+    videos = float(len({row["video_row"] for row in past}))
+    recent, traffic = (
+        sum(today - row["timestamp"] // DAY <= days for row in some) for some in (of_video, past)
+    )
+    smoothed = recent + videos * len(of_video) / max(len(past), 1)
+    return np.float32(videos * smoothed / max(traffic + videos, 1.0))
 
 
 def _rate(events: list[dict[str, Any]], prior: float) -> np.float32:

@@ -53,7 +53,7 @@ def bench(
     with running_server(run) as server, tempfile.TemporaryDirectory(prefix="marquee-") as folder:
         command = perf_analyzer.locate()
         requests = Path(folder) / "requests.json"
-        with Client(server.grpc_url) as client:
+        with Client(server.grpc_url, credentials=server.credentials) as client:
             rows = sample_requests(run, client.inputs())
             requests.write_text(json.dumps({"data": rows}), encoding="utf-8")
             load = _Load(command, requests, server, client)
@@ -95,6 +95,7 @@ class _Load:
             self.command,
             model=MODEL,
             grpc_url=self.server.grpc_url,
+            credentials=self.server.credentials,
             input_file=self.requests,
             concurrency=concurrency,
             duration_s=duration_s,
@@ -177,12 +178,17 @@ def _facts(run: Run) -> dict[str, Any]:
         "num_videos": data.get("num_videos"),
         "num_candidates": index.get("num_candidates"),
         "recall_vs_exact": index.get("recall_vs_exact"),
-        "hardware": {
-            "cpu": _cpu_model(),
-            "cores": len(os.sched_getaffinity(0)),
-            "memory_gb": round(_memory_bytes() / 1e9, 1),
-        },
+        "hardware": machine(),
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on: {"cpu", "cores", "memory_gb"}."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(_memory_bytes() / 1e9, 1),
     }
 
 

@@ -14,10 +14,13 @@ import numpy.typing as npt
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from triton_repo.access import NOBODY, Credentials, connect
+from triton_repo.tensors import TIMINGS
 from workflow.errors import ServingError, StateUnavailableError
 
 MODEL, EVENTS = "marquee", "events"
 _REQUEST_INPUTS = ("user_id", "top_k", "time")  # every other input is a context column
+_ANSWER = ("video_id", "score", "status")
 _INTEGERS: dict[str, np.dtype[np.signedinteger[Any]]] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
@@ -47,12 +50,15 @@ class Recommendation(NamedTuple):
         scores: float32 [K], high to low.
         status: how the page came about.
         version: of the bundle that answered.
+        stage_us: microseconds that each stage took for the batch that the request was in, where
+            that was asked for.
     """
 
     video_ids: npt.NDArray[Any]
     scores: npt.NDArray[np.float32]
     status: Status
     version: int
+    stage_us: dict[str, int] | None = None
 
 
 class UserEvents(NamedTuple):
@@ -81,14 +87,22 @@ class Client:
     Args:
         url: host:port of the server's gRPC endpoint.
         timeout_s: the longest that one call may take.
+        credentials: keys that the server wants, and the certificates to trust.
         name: ask the bundle that is deployed under this name instead of the live one.
     """
 
-    def __init__(self, url: str, timeout_s: float = 5.0, *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float = 5.0,
+        *,
+        credentials: Credentials = NOBODY,
+        name: str | None = None,
+    ) -> None:
         self.url = url
         self.model = front_model(name)
         self.timeout_s = timeout_s
-        self._client = grpc.InferenceServerClient(url)
+        self._client = connect(url, credentials)
         self._inputs: dict[str, dict[str, Input]] = {}
 
     def __enter__(self) -> Client:
@@ -139,6 +153,7 @@ class Client:
         top_k: int | None = None,
         time: int | None = None,
         context: dict[str, str | int | None] | None = None,
+        timing: bool = False,
     ) -> Recommendation:
         """The best videos for a user now.
 
@@ -147,6 +162,7 @@ class Client:
             top_k: how many videos; None means the server's default.
             time: Unix seconds of the request; None means the server's choice.
             context: context column -> value; a column left out or None counts as null.
+            timing: ask how long each stage took too.
         Raises:
             ServingError: a value or name the server does not take, or no (good) answer.
         """
@@ -159,7 +175,8 @@ class Client:
                 expected="one of " + (", ".join(known) if known else "none: this data has none"),
             )
         values = {"user_id": user_id, "top_k": top_k, "time": time, **context}
-        return _recommendation(self._infer(self.model, values))
+        wanted = _ANSWER + (TIMINGS if timing else ())
+        return _recommendation(self._infer(self.model, values, wanted))
 
     def watched(
         self,
@@ -209,12 +226,21 @@ class Client:
         success = answer["model_stats"][0].get("inference_stats", {}).get("success", {})
         return int(success.get("count", 0))
 
-    def _infer(self, model: str, values: dict[str, Any]) -> Any:
-        """The answer to one request; values that are None are left out."""
+    def _infer(self, model: str, values: dict[str, Any], wanted: tuple[str, ...] = ()) -> Any:
+        """The answer to one request; values that are None are left out.
+
+        Args:
+            wanted: the outputs to ask for; all if empty.
+        """
         given = {name: value for name, value in values.items() if value is not None}
         tensors = [self._tensor(model, name, value) for name, value in given.items()]
         try:
-            return self._client.infer(model, tensors, client_timeout=self.timeout_s)
+            return self._client.infer(
+                model,
+                tensors,
+                outputs=[grpc.InferRequestedOutput(name) for name in wanted] or None,
+                client_timeout=self.timeout_s,
+            )
         except InferenceServerException as error:
             raise self._error(error, model) from error
 
@@ -234,6 +260,10 @@ class Client:
             return StateUnavailableError(
                 "the online state is unavailable", found=reason, next_step="send it again"
             )
+        for sign, meaning, next_step in _REFUSALS:
+            if sign in message.lower():
+                what = meaning.format(f"the Triton server at {self.url}")
+                return ServingError(what, found=message, next_step=next_step)
         if "UNAVAILABLE" in status:
             what = f"no Triton server answers at {self.url}"
             return ServingError(what, next_step="marquee serve --run RUN")
@@ -246,6 +276,15 @@ class Client:
                 next_step="marquee serve --run RUN",
             )
         return ServingError("the Triton server refused the request", found=message)
+
+
+# Part of Triton's message -> what is wrong, what to do. Most of them are "unavailable" to gRPC.
+_REFUSALS = (
+    ("protocol is restricted", "{} wants another key", "ask whoever runs it for the API key"),
+    ("maximum queue size", "{} is overloaded", "try again later"),
+    ("timeout expired", "{} is overloaded", "try again later"),
+    ("is not healthy", "a stage of {} died and is being restarted", "try again in a second"),
+)
 
 
 def _array(name: str, value: str | float, datatype: str) -> npt.NDArray[Any]:
@@ -273,7 +312,14 @@ def _recommendation(answer: Any) -> Recommendation:
         video_ids = np.array([one.decode() for one in video_ids], dtype=np.object_)
     status = Status(int(answer.as_numpy("status").ravel()[0]))
     version = int(answer.get_response().model_version)
-    return Recommendation(video_ids, answer.as_numpy("score")[0], status, version)
+    scores = answer.as_numpy("score")[0]
+    return Recommendation(video_ids, scores, status, version, _stage_us(answer))
+
+
+def _stage_us(answer: Any) -> dict[str, int] | None:
+    if answer.get_output(TIMINGS[0]) is None:
+        return None
+    return {name.removesuffix("_us"): int(answer.as_numpy(name)[0, 0]) for name in TIMINGS}
 
 
 def _user_events(answer: Any) -> UserEvents:

@@ -48,7 +48,11 @@ def compare_bundles(
             f"no server of {deployment} runs",
             next_step=f"marquee serve --deployment {deployment}",
         )
-    with Client(server.grpc_url) as live, Client(server.grpc_url, name=name) as other:
+    url, keys = server.grpc_url, server.credentials
+    with (
+        Client(url, credentials=keys) as live,
+        Client(url, credentials=keys, name=name) as other,
+    ):
         requests = [
             _options(row) | {"top_k": top_k}
             for row in sample_requests(run, live.inputs(), num_requests)

@@ -10,10 +10,11 @@ import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from triton_repo.access import NOBODY, Credentials, connect
 from triton_repo.bundle import Bundle
 from workflow.errors import BundleError, ServingError
 
-_LOAD_TIMEOUT_S = 300.0
+_LOAD_TIMEOUT_S = 120.0
 _ASK_TIMEOUT_S = 30.0
 
 
@@ -22,11 +23,12 @@ class ModelControl:
 
     Args:
         url: host:port of the server's gRPC endpoint.
+        credentials: what the server wants for that.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, credentials: Credentials = NOBODY) -> None:
         self.url = url
-        self._client = grpc.InferenceServerClient(url)
+        self._client = connect(url, credentials)
 
     def __enter__(self) -> ModelControl:
         return self

@@ -11,13 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from triton_repo.access import Access
 from triton_repo.bundle import Bundle, check_compatible, read_bundle, verify
 from triton_repo.control import ModelControl
 from triton_repo.deployment import Deployment, Pointer, check_name
 from triton_repo.process import TritonServer
 from triton_repo.server import LOG_NAME, foreground, refuse_second_server, running_process
 from triton_repo.state import state_of
-from triton_repo.swap import let_answer, load_beside, repository_of, settle, try_alone
+from triton_repo.swap import let_answer, load_beside, settle, try_alone, write_repository
 from workflow.console import Output
 from workflow.errors import ConfigError, MarqueeError, ServingError
 from workflow.run import Run
@@ -79,7 +80,7 @@ def serve_deployment(
     metrics_port: int,
     output: Output,
     *,
-    host: str = "127.0.0.1",
+    access: Access | None = None,
     state: str | None = None,
 ) -> None:
     """Serve what the folder's pointer says until Ctrl-C or SIGTERM; `deploy` swaps it meanwhile.
@@ -87,7 +88,7 @@ def serve_deployment(
     What users watch is kept in the folder, or where `state` says: it outlives the bundles.
 
     Raises:
-        ConfigError: a run is given as well, or an address that others reach.
+        ConfigError: a run is given as well.
         MissingArtifactError: nothing is deployed.
         BundleError: a bundle that the pointer names is incomplete or was changed.
         ServingError: the server does not start, dies, or the folder is served already.
@@ -105,15 +106,15 @@ def serve_deployment(
         with deployment.locked():
             refuse_second_server(deployment)
             pointer = deployment.served_pointer()
+            write_repository(deployment, pointer)
             yield TritonServer(
                 deployment.repository,
                 grpc_port=grpc_port,
                 http_port=http_port,
                 metrics_port=metrics_port,
-                host=host,
+                access=access,
                 state=state_of(deployment, state),
                 log_file=deployment.logs / LOG_NAME,
-                load_models=repository_of(deployment, pointer),
             )
 
     foreground(deployment, prepared(), output, f"marquee deploy RUN --deployment {deployment}")
@@ -135,7 +136,7 @@ def _change(
             with output.stage("Try alone"):
                 try_alone(deployment, bundle)
         if server is not None:
-            with ModelControl(server.grpc_url) as control:
+            with ModelControl(server.grpc_url, server.credentials) as control:
                 _change_live(deployment, control, before, after, bundle, output)
         else:
             deployment.point(after)

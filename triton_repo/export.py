@@ -20,7 +20,8 @@ from models.retriever import load_two_tower
 from models.two_tower import output_dim
 from models.weights import fold_videos, query_weights, ranker_weights
 from triton_repo.bundle import read_bundle, seal
-from triton_repo.graph import Slot
+from triton_repo.graph import Slot, save_graph
+from triton_repo.quantise import quantised
 from triton_repo.query_graph import query_tower_graph
 from triton_repo.ranker_graph import RankerLayout, ranker_graph
 from triton_repo.tensors import (
@@ -110,7 +111,7 @@ class _Exporter:
         self.dim = output_dim(self.config.retriever)
         weights = query_weights(model, self.spec)
         graph = query_tower_graph(weights, self.slots, self.query_values)
-        (target / "tower.onnx").write_bytes(graph)
+        save_graph(graph, target / "tower.onnx")
         self.query_tables(target)
 
     def query_tables(self, target: Path) -> None:
@@ -144,6 +145,7 @@ class _Exporter:
         names = [f.name for f in self.query_features if f.group == "context"]
         return {
             "query_index": parts,
+            "user_values": list(self.query_values),  # columns of user_value.npy
             "longest_history": longest_history(self.spec),
             "session_gap_s": self.spec.session_gap_s,
             "vocabulary": {name: self._vocabulary(name) for name in names},
@@ -179,16 +181,24 @@ class _Exporter:
         values = [f.name for f in self.video_features if f.kind == "continuous"]
         cross = [f.name for f in self.spec.of_group("cross")]
         layout = RankerLayout(self.slots, self.query_values, tuple(fields), (*values, *cross))
-        (target / "ranker.onnx").write_bytes(ranker_graph(weights, layout))
-        encoded = {name: np.asarray(self.store.video(name)) for name in fields}
-        self._save(target, "video_vector", fold_videos(weights.tables, encoded))
-        stacked = _columns([self.store.video(name) for name in values], np.float32)
-        self._save(target, "video_value", stacked)
+        if self.config.serving.ranker != "none":
+            graph = ranker_graph(weights, layout)
+            reduced = self.config.serving.ranker == "int8"
+            save_graph(quantised(graph) if reduced else graph, target / "ranker.onnx")
+        encoded, numbers = (
+            {name: np.asarray(self.store.video(name)) for name in names}
+            for names in (fields, values)
+        )
+        vectors, video_value = fold_videos(weights, encoded, numbers)
+        self._save(target, "video_vector", vectors)
+        self._save(target, "video_value", video_value)
         self._save(target, "video_id", self._video_ids())
         if cross:
             self._save(target, "publish_time", self.store.video("publish_time"))
         age = self.events["video_age_days"] if cross else None
         settings = {
+            "ranks": self.config.serving.ranker != "none",
+            "video_values": values,  # the last columns of video_value.npy
             "default_top_k": self.config.serving.default_top_k,
             "video_age_days": {"fill": age.fill, "mean": age.mean, "std": age.std} if age else None,
         }

@@ -6,7 +6,9 @@ videos' part of the ranker be looked up beforehand, and handles list means exact
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from models.weights import Dense
 
 OPSET = 17
+LARGE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,23 @@ class Slot:
     at: int
     length: int
     is_list: bool
+
+
+@dataclass(frozen=True)
+class Newest:
+    """Names of a batch's watched videos, newest last.
+
+    Attributes:
+        index: int32 [batch, n], 0-padded in front; n is the longest list, at least 1.
+        present: float32 [batch, n], 1 where there is a video.
+        count: float32 [batch, 1].
+        of: cuts another [batch or 1, length] tensor in the same way.
+    """
+
+    index: str
+    present: str
+    count: str
+    of: Callable[[str], str]
 
 
 class Graph:
@@ -41,10 +61,13 @@ class Graph:
         """The same array object is stored once."""
         if id(value) not in self._known:
             name = f"c{len(self.constants)}"
-            self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+            self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
             self._known[id(value)] = name
             self._keep = [*getattr(self, "_keep", []), value]  # ids stay unique while kept
         return self._known[id(value)]
+
+    def index(self, value: int) -> str:
+        return self.constant(np.array(value, np.int64))
 
     def ints(self, *values: int) -> str:
         return self.constant(np.array(values, np.int64))
@@ -58,8 +81,8 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
 
     def dense(self, x: str, layer: Dense) -> str:
-        y = self.op("MatMul", x, self.constant(layer.kernel))
-        y = self.op("Add", y, self.constant(layer.bias))
+        """A layer on the rows of a matrix; Gemm is one node where MatMul and Add are two passes."""
+        y = self.op("Gemm", x, self.constant(layer.kernel), self.constant(layer.bias))
         return self.op("Relu", y) if layer.activation == "relu" else y
 
     def number(self, value: float) -> str:
@@ -68,29 +91,76 @@ class Graph:
     def columns(self, x: str, start: int, stop: int, axis: int = 1) -> str:
         return self.op("Slice", x, self.ints(start), self.ints(stop), self.ints(axis))
 
+    def slot(self, packed: str, slot: Slot) -> str:
+        return self.columns(packed, slot.at, slot.at + slot.length)
+
     def embed(self, packed: str, slot: Slot, table: npt.NDArray[np.float32]) -> str:
-        """[batch, 1, dim]: the looked-up row, or the mean over list entries that are not 0."""
-        index = self.columns(packed, slot.at, slot.at + slot.length)
-        vectors = self.op("Gather", self.constant(table), index)
+        """[batch, dim]: the looked-up row, or the mean over list entries that are not 0."""
         if not slot.is_list:
-            return vectors
-        present = self.op("Cast", self.op("Greater", index, self.zero()), to=TensorProto.FLOAT)
-        weights = self.op("Unsqueeze", present, self.ints(2))
-        total = self.op("ReduceSum", self.op("Mul", vectors, weights), self.ints(1), keepdims=1)
-        count = self.op("ReduceSum", weights, self.ints(1), keepdims=1)
-        one = self.constant(np.ones((), np.float32))
-        return self.op("Div", total, self.op("Max", count, one))
+            index = self.op("Gather", packed, self.index(slot.at), axis=1)
+            return self.op("Gather", self.constant(table), index)
+        index = self.slot(packed, slot)
+        vectors, present = self.op("Gather", self.constant(table), index), self.present(index)
+        return self.mean(vectors, present, self.count(present))
+
+    def present(self, index: str) -> str:
+        """float32 [batch, length], 1 where a list has an entry."""
+        return self.op("Cast", self.op("Greater", index, self.zero()), to=TensorProto.FLOAT)
+
+    def count(self, present: str) -> str:
+        return self.op("ReduceSum", present, self.ints(1), keepdims=1)
+
+    def total(self, vectors: str, present: str) -> str:
+        """Sum of the vectors [batch, length, dim] that are present; [batch, dim]."""
+        weights = self.op("Unsqueeze", present, self.ints(1))
+        return self.op("Squeeze", self.op("MatMul", weights, vectors), self.ints(1))
+
+    def mean(self, vectors: str, present: str, count: str) -> str:
+        return self.op("Div", self.total(vectors, present), self.op("Max", count, self.number(1)))
+
+    def newest(self, packed: str, slot: Slot) -> Newest:
+        """A list of watched videos without the padding in front that no request of a batch needs.
+
+        Most histories are much shorter than the longest one that is allowed.
+        """
+        whole = self.slot(packed, slot)
+        present = self.present(whole)
+        count = self.count(present)
+        longest = self.op("Max", self.op("ReduceMax", count, keepdims=1), self.number(1))
+        start = self.op("Sub", self.number(slot.length), longest)
+        start = self.op("Reshape", self.op("Cast", start, to=TensorProto.INT64), self.ints(1))
+
+        def of(x: str) -> str:
+            return self.op("Slice", x, start, self.ints(slot.length), self.ints(1))
+
+        return Newest(of(whole), of(present), count, of)
 
     def zero(self) -> str:
         return self.constant(np.zeros((), np.int32))
 
-    def model(self, inputs: list[Any], outputs: list[Any], name: str) -> bytes:
+    def model(self, inputs: list[Any], outputs: list[Any], name: str) -> Any:
+        """The graph as an onnx.ModelProto."""
         graph = helper.make_graph(self.nodes, name, inputs, outputs, self.constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
         model.ir_version = 8
-        onnx.checker.check_model(model)
-        serialised: bytes = model.SerializeToString()
-        return serialised
+        return model
+
+
+def save_graph(model: Any, path: Path) -> None:
+    """Write a graph with its tables beside it, as NAME.weights.
+
+    ONNX Runtime maps that file into memory: loading takes no time whatever the catalogue's size,
+    and only rows that are asked for become resident. (It also lifts protobuf's limit of 2 GB.)
+    """
+    onnx.save_model(
+        model,
+        str(path),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=f"{path.stem}.weights",
+        size_threshold=LARGE_BYTES,
+    )
+    onnx.checker.check_model(str(path))
 
 
 def tensor_info(name: str, dtype: int, shape: list[Any]) -> Any:

@@ -28,8 +28,7 @@ class LocalPipeline:
     """
 
     def __init__(self, run: Run, state: str | None = None) -> None:
-        self.folder = run.require(run.repository, "model repository", "marquee export")
-        self.version = read_bundle(self.folder).version
+        self.run = run
         self.state = state or ""
         self.stages = {name: self._load_stage(name) for name in STAGES}
 
@@ -64,9 +63,24 @@ class LocalPipeline:
         return UserEvents(int(answer["num_events"][0, 0]), int(answer["last_time"][0, 0]))
 
     def _load_stage(self, name: str) -> Any:
-        folder = self.folder / name / str(self.version)
+        folder = stage_folder(self.run, name)
         module = _module(f"marquee_{name}", folder / "stage.py")
         return module.Stage(folder, self.state) if name in USES_STATE else module.Stage(folder)
+
+
+def stage_folder(run: Run, name: str) -> Path:
+    """Where the code and files of an exported stage are.
+
+    Raises:
+        MissingArtifactError: nothing was exported yet.
+    """
+    folder = run.require(run.repository, "model repository", "marquee export")
+    return folder / name / str(read_bundle(folder).version)
+
+
+def bundle_key(run: Run) -> str:
+    """Changes with every export."""
+    return read_bundle(run.require(run.repository, "model repository", "marquee export")).seal
 
 
 def _module(name: str, path: Path) -> ModuleType:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+from triton_repo.access import GRPC_PREFIX, NOBODY, Credentials
 from triton_repo.embedded import bundled_libraries, cache_folder
 from workflow.errors import ServingError
 from workflow.run import replaced_folder
@@ -100,6 +101,7 @@ def measure(
     input_file: Path,
     concurrency: int,
     duration_s: float,
+    credentials: Credentials = NOBODY,
 ) -> Measurement:
     """Send requests for about `duration_s`, `concurrency` at a time.
 
@@ -109,6 +111,7 @@ def measure(
     Args:
         command: from `locate`.
         input_file: request data in perf_analyzer's JSON format.
+        credentials: what the server asks for.
     Raises:
         ServingError: perf_analyzer failed, or the server refused requests.
     """
@@ -118,7 +121,7 @@ def measure(
         arguments = {
             "-m": model,
             "-i": "grpc",
-            "-u": grpc_url,
+            "-u": _certified_url(grpc_url, credentials),
             "--input-data": str(input_file),
             "--concurrency-range": str(concurrency),
             "-p": str(window_ms),
@@ -127,8 +130,24 @@ def measure(
             "-f": str(report),
         }
         words = [*command, *(word for pair in arguments.items() for word in pair)]
+        words += _credential_words(credentials)
         _run(words, timeout_s=20 * _WINDOWS * window_ms / 1000 + 60)
         return _read_report(report)
+
+
+def _certified_url(grpc_url: str, credentials: Credentials) -> str:
+    """perf_analyzer has to connect to the name in the certificate."""
+    if credentials.tls_name is None:
+        return grpc_url
+    return f"{credentials.tls_name}:{grpc_url.rpartition(':')[2]}"
+
+
+def _credential_words(credentials: Credentials) -> list[str]:
+    words = [f"-H{name}:{key}" for name, key in credentials.headers(GRPC_PREFIX).items()]
+    if credentials.tls_ca is not None:
+        words += ["--ssl-grpc-use-ssl"]
+        words += ["--ssl-grpc-root-certifications-file", credentials.tls_ca]
+    return words
 
 
 def _run(words: list[str], timeout_s: float) -> None:

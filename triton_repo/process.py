@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from triton_repo.embedded import embedded_triton
+from triton_repo.access import Access, Credentials, reachable
+from triton_repo.embedded import STUB, embedded_triton
 from triton_repo.ports import check_ports
 from triton_repo.state import STATE_VARIABLE
 from triton_repo.triton_log import log_error
@@ -31,7 +32,6 @@ if os.getppid() != int(sys.argv[1]):
 os.execv(sys.argv[2], sys.argv[2:])
 """
 _STOP_TIMEOUT_S = 15.0
-_STUB = "triton_python_backend_stub"
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -44,10 +44,9 @@ class TritonServer:
     Args:
         repository: the model repository; every model in it is loaded.
         grpc_port, http_port, metrics_port: three different free ports.
-        host: the address to listen on; the default is reachable from this machine only.
+        access: where it listens and what it asks for; by default this machine only, no TLS.
         state: where users' events since the export are kept (triton_repo.state); None: nowhere.
         log_file: replaced at each start.
-        load_models: instead, load these and what they need; others can be loaded later.
     """
 
     def __init__(
@@ -58,15 +57,13 @@ class TritonServer:
         grpc_port: int = 8001,
         http_port: int = 8000,
         metrics_port: int = 8002,
-        host: str = "127.0.0.1",
+        access: Access | None = None,
         state: str | None = None,
-        load_models: Collection[str] | None = None,
     ) -> None:
         self.repository = Path(repository)
         self.log_file = Path(log_file)
-        self.host = host
+        self.access = access or Access()
         self.state = state
-        self.load_models = load_models
         self.ports = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
         self._process: subprocess.Popen[bytes] | None = None
         self._memory_prefix = f"marquee-{os.getpid()}-{grpc_port}-"
@@ -74,15 +71,20 @@ class TritonServer:
     @property
     def grpc_url(self) -> str:
         """host:port, as gRPC clients want it."""
-        return f"{_reachable(self.host)}:{self.ports['gRPC']}"
+        return f"{reachable(self.access.host)}:{self.ports['gRPC']}"
 
     @property
     def http_url(self) -> str:
-        return f"http://{_reachable(self.host)}:{self.ports['HTTP']}"
+        return f"http://{reachable(self.access.http_host)}:{self.ports['HTTP']}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{_reachable(self.host)}:{self.ports['metrics']}/metrics"
+        return f"http://{reachable(self.access.host)}:{self.ports['metrics']}/metrics"
+
+    @property
+    def credentials(self) -> Credentials:
+        """What our own tools show to this server once it is ready."""
+        return self.access.credentials(self.ports["gRPC"])
 
     @property
     def pid(self) -> int:
@@ -116,7 +118,7 @@ class TritonServer:
         if self.is_alive():
             return
         _check_repository(self.repository)
-        check_ports(self.ports, self.host)
+        check_ports(self.ports, self.access.host)
         _remove_orphans()
         _remove_stale_shared_memory()
         triton = embedded_triton()
@@ -134,6 +136,7 @@ class TritonServer:
             )
         try:
             self._wait_until_ready(timeout_s)
+            self.access.hide_keys(self.pid)
         except BaseException:
             self.stop()
             raise
@@ -142,9 +145,9 @@ class TritonServer:
         options = {
             "model-repository": self.repository,
             "backend-directory": backends,
-            "grpc-address": self.host,
-            "http-address": self.host,
-            "metrics-address": self.host,
+            "grpc-address": self.access.host,
+            "http-address": self.access.http_host,
+            "metrics-address": self.access.host,
             "grpc-port": self.ports["gRPC"],
             "http-port": self.ports["HTTP"],
             "metrics-port": self.ports["metrics"],
@@ -152,14 +155,16 @@ class TritonServer:
             "pinned-memory-pool-byte-size": 0,
             "exit-timeout-secs": int(_STOP_TIMEOUT_S) - 5,
             "backend-config": f"python,shm-region-prefix-name={self._memory_prefix}",
+            # A stage whose process died can only be loaded again under explicit control.
+            "model-control-mode": "explicit",
+            "load-model": "*",
+            # Or else a model that is loaded beside the others, or could not be, would make a
+            # server that answers as before count as not ready.
+            "strict-readiness": "false",
         }
         # The exporter writes complete configurations: no second stub per model at start.
         flags = ["--disable-auto-complete-config"]
-        if self.load_models is not None:
-            # Not strict: a model that is being loaded or failed to load must not make the
-            # server, which answers as before, count as not ready.
-            flags += ["--model-control-mode=explicit", "--strict-readiness=false"]
-            flags += [f"--load-model={name}" for name in self.load_models]
+        flags += self.access.options()
         return flags + [f"--{name}={value}" for name, value in options.items()]
 
     def _wait_until_ready(self, timeout_s: float) -> None:
@@ -205,6 +210,12 @@ class TritonServer:
 
 def _check_repository(repository: Path) -> None:
     """Refuse what tritonserver would wait for without an end or serve as nothing at all."""
+    if re.search(r"[\s'\"\\$`&|;<>()*?]", str(repository.absolute())):
+        raise ServingError(
+            f"Triton cannot serve from the folder {str(repository)!r}",
+            expected="a path without spaces, quotes or other characters that a shell reads",
+            next_step="move the run, or copy its model repository elsewhere",
+        )
     configurations = sorted(repository.glob("*/config.pbtxt"))
     if not configurations:
         raise ServingError(
@@ -220,10 +231,6 @@ def _check_repository(repository: Path) -> None:
                 expected=f"{file.parent.name}/<version>/model.py",
                 next_step="marquee export",
             )
-
-
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host == "0.0.0.0" else host
 
 
 def http_ready(http_url: str, timeout_s: float = 2.0) -> bool:
@@ -276,7 +283,7 @@ def _remove_orphans() -> None:
 
     for process in psutil.process_iter(["name", "cmdline"]):
         words = process.info["cmdline"] or []
-        if words and Path(words[0]).name == _STUB and any(map(_is_abandoned, words)):
+        if words and Path(words[0]).name == STUB and any(map(_is_abandoned, words)):
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 process.kill()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from triton_repo.graph import Graph, Slot, tensor_info
 from workflow.features.spec import FIRST_VALUE
 
 POOLED, BOTTOM = "pooled history", "bottom"  # no feature can have a space in its name
+UNUSED = -1  # a column that a layer does not read
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class RankerLayout:
     Attributes:
         slots: the packed query features.
         query_values: columns of query_value.
-        video_fields: features of video_vector's third axis, in order.
-        video_values: columns of video_value's last axis, in order.
+        video_fields: features of video_vector's third axis, in order; the item vector follows.
+        video_values: columns of video_value after the products of the fields, in order.
     """
 
     slots: tuple[Slot, ...]
@@ -40,55 +41,45 @@ class RankerLayout:
 class _Seen:
     """Names of what attention made: models.attention.Attended."""
 
-    pooled: str  # [batch, 1, dim]
+    pooled: str  # [batch, dim]
     vectors: str  # [batch, k, heads, dim]
     user_numbers: str  # [batch, u]
     pair_numbers: str  # [batch, k, p]
 
 
-def ranker_graph(weights: RankerWeights, layout: RankerLayout) -> bytes:
-    """Scores of k candidates per request: float32 [batch, k].
+@dataclass
+class _Columns:
+    """Tensors side by side, and which input of the model's top perceptrons each column is."""
+
+    names: list[str] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+
+    def add(self, name: str, rows: list[int]) -> None:
+        self.names.append(name)
+        self.rows.extend(rows)
+
+
+def ranker_graph(weights: RankerWeights, layout: RankerLayout) -> Any:
+    """Scores of k candidates per request, float32 [batch, k], as an onnx.ModelProto.
 
     Inputs: query_index int32 [batch, m], query_value float32 [batch, c], video_vector float32
-    [batch, k, fields, dim], video_value float32 [batch, k, v], candidate_score float32 [batch, k].
+    [batch, k, fields + 1, dim] and video_value float32 [batch, k, products + v] (see
+    models.weights.fold_videos), candidate_score float32 [batch, k].
     """
     g = Graph()
-    dim = weights.attention.dim
-    slots = {slot.name: slot for slot in layout.slots}
-    item = _item(g, weights, layout)
-    seen = _attend(g, weights, slots, item)
-    numbers = _Numbers(g, weights, layout, seen)
-    bottom = _bottom(g, weights, numbers)
-    user = [g.embed("query_index", slots[n], weights.tables[n]) for n in weights.query_fields]
-    query = g.op("Unsqueeze", g.op("Concat", *user, seen.pooled, axis=1), g.ints(1))
-    size = g.op("Slice", g.op("Shape", "video_vector"), g.ints(0), g.ints(2), g.ints(0))
-    shape = g.op("Concat", size, g.ints(len(weights.query_fields) + 1, dim), axis=0)
-    fields = g.op(
-        "Concat",
-        g.op("Expand", query, shape),
-        "video_vector",
-        seen.vectors,
-        g.op("Unsqueeze", bottom, g.ints(2)),
-        axis=2,
-    )
-    heads = tuple(f"head {i}" for i in range(weights.attention.heads))
-    before = (*weights.query_fields, POOLED)
-    order = (*before, *layout.video_fields, *heads, BOTTOM)
-    wanted = (*before, *weights.video_fields, *heads, BOTTOM)
-    rest = g.op("Concat", bottom, _interactions(g, fields, order, wanted), item, axis=2)
-    hidden, watch = (_top(g, layers, rest, numbers) for layers in (weights.top, weights.watch_top))
-    _score(g, hidden, watch, weights)
-    return g.model(_inputs(layout, dim), [_scores("score")], "ranker")
+    _Ranker(g, weights, layout).build()
+    return g.model(_inputs(layout, weights.attention.dim), [_scores("score")], "ranker")
 
 
 def _inputs(layout: RankerLayout, dim: int) -> list[object]:
     width = max(slot.at + slot.length for slot in layout.slots)
     float32 = TensorProto.FLOAT
-    fields, values = len(layout.video_fields), len(layout.video_values)
+    fields = len(layout.video_fields)
+    values = fields * (fields - 1) // 2 + len(layout.video_values)
     return [
         tensor_info("query_index", TensorProto.INT32, ["batch", width]),
         tensor_info("query_value", float32, ["batch", len(layout.query_values)]),
-        tensor_info("video_vector", float32, ["batch", "k", fields, dim]),
+        tensor_info("video_vector", float32, ["batch", "k", fields + 1, dim]),
         tensor_info("video_value", float32, ["batch", "k", values]),
         _scores("candidate_score"),
     ]
@@ -98,38 +89,188 @@ def _scores(name: str) -> object:
     return tensor_info(name, TensorProto.FLOAT, ["batch", "k"])
 
 
-def _item(g: Graph, weights: RankerWeights, layout: RankerLayout) -> str:
-    """The candidates' own vectors; [batch, k, dim]."""
-    item = g.op("ReduceSum", "video_vector", g.ints(2), keepdims=0)
-    if weights.item is None:
-        return item
-    columns = [layout.video_values.index(name) for name in weights.item_numbers]
-    numbers = g.op("Gather", "video_value", g.ints(*columns), axis=2)
-    return g.op("Add", item, g.dense(numbers, weights.item))
+class _Ranker:
+    """Builds the nodes from the inputs to "score".
+
+    The model's top perceptrons read [numbers, bottom, products of all pairs of vectors, item].
+    Here every one of these is a column of the request or of the candidates, wherever it is
+    cheapest to compute, and the first layers' kernels are put in that order.
+    """
+
+    def __init__(self, g: Graph, weights: RankerWeights, layout: RankerLayout) -> None:
+        self.g, self.weights, self.layout = g, weights, layout
+        self.slots = {slot.name: slot for slot in layout.slots}
+        self.dim, heads = weights.attention.dim, weights.attention.heads
+        self.heads = [f"head {i}" for i in range(heads)]
+        self.user_fields = [*weights.query_fields, POOLED]
+        self.vectors = [*self.user_fields, *weights.video_fields, *self.heads, BOTTOM]
+        graded = weights.attention.labels is not None
+        self.first_video = len(weights.query_numbers) + (3 if graded else 1)
+        self.first_pair = self.first_video + len(weights.video_numbers)
+        self.num_numbers = self.first_pair + heads * (2 if graded else 1)
+        self.request, self.candidate = _Columns(), _Columns()
+
+    def build(self) -> None:
+        g, w = self.g, self.weights
+        self.shape = g.op("Shape", "candidate_score")
+        item = g.op("Gather", "video_vector", g.index(len(self.layout.video_fields)), axis=2)
+        seen = _attend(g, w, self.slots, item)
+        self._numbers(seen)
+        bottom = self._per_candidate(self._perceptron(w.bottom), self.dim)
+        self.candidate.add(bottom, list(range(self.num_numbers, self.num_numbers + self.dim)))
+        self._products(seen, bottom)
+        self.candidate.add(item, list(range(self._rows() - self.dim, self._rows())))
+        self._score()
+
+    # --- columns ---------------------------------------------------------------------------------
+    def _rows(self) -> int:
+        return len(self.weights.top[0].kernel)
+
+    def _product_row(self, first: str, second: str) -> int:
+        """The input that is the inner product of two vectors; UNUSED if one is not in the model."""
+        if first not in self.vectors or second not in self.vectors or first == second:
+            return UNUSED
+        i, j = sorted((self.vectors.index(first), self.vectors.index(second)))
+        before = i * (2 * len(self.vectors) - i - 1) // 2
+        return self.num_numbers + self.dim + before + j - i - 1
+
+    def _numbers(self, seen: _Seen) -> None:
+        w, layout = self.weights, self.layout
+        rows = [w.query_numbers.index(name) for name in layout.query_values]
+        self.request.add("query_value", rows)
+        first = len(w.query_numbers)
+        self.request.add(seen.user_numbers, list(range(first, self.first_video)))
+        rows = [self.first_video + w.video_numbers.index(name) for name in layout.video_values]
+        fields = layout.video_fields
+        products = [
+            self._product_row(one, other)
+            for i, one in enumerate(fields)
+            for other in fields[i + 1 :]
+        ]
+        self.candidate.add("video_value", products + rows)
+        self.candidate.add(seen.pair_numbers, list(range(self.first_pair, self.num_numbers)))
+
+    def _products(self, seen: _Seen, bottom: str) -> None:
+        """All inner products but those of two video fields, which are looked up."""
+        g, names = self.g, self.user_fields
+        user = self._user_vectors(seen)
+        across = g.op("Transpose", user, perm=[0, 2, 1])
+        square = g.op("Reshape", g.op("MatMul", user, across), g.ints(0, len(names) ** 2))
+        once = [
+            (a, b) if i < j else (a, a) for i, a in enumerate(names) for j, b in enumerate(names)
+        ]
+        self.request.add(square, [self._product_row(a, b) for a, b in once])
+        moving = [*self._heads(seen), g.op("Unsqueeze", bottom, g.ints(2))]
+        before, known = "video_vector", [*self.layout.video_fields, "item vector"]
+        for name, vector in zip((*self.heads, BOTTOM), moving, strict=True):
+            products = g.op("ReduceSum", g.op("Mul", before, vector), g.ints(3), keepdims=0)
+            self.candidate.add(products, [self._product_row(name, one) for one in known])
+            before, known = g.op("Concat", before, vector, axis=2), [*known, name]
+        flat = g.op("MatMul", g.op("Reshape", before, g.ints(0, -1, self.dim)), across)
+        width = len(known) * len(names)
+        pairs = [self._product_row(one, other) for one in known for other in names]
+        self.candidate.add(g.op("Reshape", flat, g.ints(0, -1, width)), pairs)
+
+    def _user_vectors(self, seen: _Seen) -> str:
+        """[batch, fields + 1, dim], the pooled history last."""
+        g, tables = self.g, self.weights.tables
+        fields = [g.embed("query_index", self.slots[n], tables[n]) for n in self.user_fields[:-1]]
+        parts = [g.op("Unsqueeze", x, g.ints(1)) for x in (*fields, seen.pooled)]
+        return g.op("Concat", *parts, axis=1)
+
+    def _heads(self, seen: _Seen) -> list[str]:
+        """What each head saw; [batch, k, 1, dim] each."""
+        count = len(self.heads)
+        if count == 1:
+            return [seen.vectors]
+        return [self.g.columns(seen.vectors, i, i + 1, axis=2) for i in range(count)]
+
+    # --- layers ----------------------------------------------------------------------------------
+    def _perceptron(self, layers: tuple[Dense, ...]) -> str:
+        """A perceptron on the columns so far; [batch * k, width]."""
+        g, first = self.g, layers[0]
+        kernel = np.vstack([first.kernel, np.zeros_like(first.kernel[:1])])
+
+        def part(columns: _Columns) -> npt.NDArray[np.float32]:
+            used = [row if 0 <= row < len(first.kernel) else UNUSED for row in columns.rows]
+            return kernel[used]
+
+        request = Dense(part(self.request), first.bias, "linear")
+        once = g.dense(g.op("Concat", *self.request.names, axis=1), request)
+        each = g.op("Concat", *self.candidate.names, axis=2)
+        each = g.op("MatMul", each, g.constant(part(self.candidate)))
+        hidden = g.op("Relu", g.op("Add", each, g.op("Unsqueeze", once, g.ints(1))))
+        hidden = g.op("Reshape", hidden, g.ints(-1, first.kernel.shape[1]))
+        for layer in layers[1:]:
+            hidden = g.dense(hidden, layer)
+        return hidden
+
+    # --- score -----------------------------------------------------------------------------------
+    def _score(self) -> None:
+        """The weighted sum of models.ranker_predict.combined; terms of weight 0 are left out."""
+        g, w = self.g, self.weights
+        scoring, chosen = w.scoring, w.scoring.weights
+        terms = []
+        if chosen.watch:
+            hidden = self._perceptron(w.watch_top)
+            terms.append((self._log_probability(hidden, w.watch_head, scoring.watch), chosen.watch))
+        label_head = w.label_head if chosen.label else None
+        time_head = w.time_head if chosen.watch_time else None
+        if label_head is not None or time_head is not None:
+            hidden = self._perceptron(w.top)
+            if label_head is not None:
+                log_p = self._log_probability(hidden, label_head, scoring.label)
+                terms.append((log_p, chosen.label))
+            if time_head is not None:
+                quantile = g.op("Sigmoid", g.dense(hidden, time_head))
+                terms.append((self._per_candidate(quantile), chosen.watch_time))
+        if chosen.retrieval or not terms:
+            terms.append(("candidate_score", chosen.retrieval))
+        weighted = [g.op("Mul", term, g.number(weight)) for term, weight in terms]
+        g.named("score", "Sum", *weighted)
+
+    def _log_probability(self, hidden: str, head: Dense, platt: Platt) -> str:
+        """log sigmoid of the calibrated logit, as -softplus(-x); [batch, k]."""
+        scaled = Dense(
+            np.float32(-platt.scale) * head.kernel,
+            np.float32(-platt.scale) * head.bias - np.float32(platt.shift),
+            "linear",
+        )
+        softplus = self.g.op("Softplus", self.g.dense(hidden, scaled))
+        return self._per_candidate(self.g.op("Neg", softplus))
+
+    def _per_candidate(self, x: str, *last: int) -> str:
+        """[batch * k, width] becomes [batch, k, *last]."""
+        shape = self.shape
+        if last:
+            shape = self.g.op("Concat", shape, self.g.ints(*last), axis=0)
+        return self.g.op("Reshape", x, shape)
 
 
+# --- attention -----------------------------------------------------------------------------------
 def _attend(g: Graph, weights: RankerWeights, slots: dict[str, Slot], item: str) -> _Seen:
-    """Target attention as models.attention.TargetAttention computes it."""
+    """Target attention as models.attention.TargetAttention computes it, without the padding."""
     attention, one = weights.attention, g.number(1)
-    history = _packed(g, slots["long_history"])
-    present = g.op("Cast", g.op("Greater", history, g.zero()), to=TensorProto.FLOAT)
-    count = g.op("ReduceSum", present, g.ints(1), keepdims=1)
+    recent = g.newest("query_index", slots["long_history"])
+    present, count = recent.present, recent.count
     root = g.op("Sqrt", g.op("Add", count, one))
     user_numbers, worth = [g.op("Log", g.op("Add", count, one))], present
     liked = None
     if attention.labels is not None:
         positive = g.constant(np.array(FIRST_VALUE + 1, np.int32))
-        liked = g.op("Equal", _packed(g, slots["long_history_label"]), positive)
+        labels = recent.of(g.slot("query_index", slots["long_history_label"]))
+        liked = g.op("Equal", labels, positive)
         score = g.op("Cast", liked, to=TensorProto.FLOAT)
         rate = _rate(g, g.op("Mul", score, present), count)
         worth = g.op("Mul", g.op("Sub", score, rate), present)
-        newest = g.op("Mul", present, g.constant(_newest(slots["long_history"].length)))
+        last = recent.of(g.constant(_newest(slots["long_history"].length)))
+        newest = g.op("Mul", present, last)
         newest_count = g.op("ReduceSum", newest, g.ints(1), keepdims=1)
         newest_rate = _rate(g, g.op("Mul", score, newest), newest_count)
         user_numbers += [_standard(g, rate), _standard(g, newest_rate)]
     weight = g.op("Unsqueeze", g.op("Div", worth, root), g.ints(1))
-    pooled = g.op("MatMul", weight, g.op("Gather", g.constant(attention.pool), history))
-    keys = _split_heads(g, g.op("Gather", g.constant(attention.keys), history), weights)
+    pooled = g.op("MatMul", weight, g.op("Gather", g.constant(attention.pool), recent.index))
+    keys = _split_heads(g, g.op("Gather", g.constant(attention.keys), recent.index), weights)
     share = _attention(g, weights, item, keys, present)
     values = keys
     if attention.labels is not None and liked is not None:
@@ -141,15 +282,15 @@ def _attend(g: Graph, weights: RankerWeights, slots: dict[str, Slot], item: str)
         vote = g.op("MatMul", share, g.op("Unsqueeze", worth, g.ints(1, 3)))
         pair_numbers.append(_per_pair(g, g.op("Squeeze", vote, g.ints(3))))
     return _Seen(
-        pooled,
+        g.op("Squeeze", pooled, g.ints(1)),
         g.op("Transpose", g.op("MatMul", share, values), perm=[0, 2, 1, 3]),
-        g.op("Concat", *user_numbers, axis=1),
-        g.op("Concat", *pair_numbers, axis=2),
+        _joined(g, user_numbers, axis=1),
+        _joined(g, pair_numbers, axis=2),
     )
 
 
-def _packed(g: Graph, slot: Slot) -> str:
-    return g.columns("query_index", slot.at, slot.at + slot.length)
+def _joined(g: Graph, names: list[str], axis: int) -> str:
+    return names[0] if len(names) == 1 else g.op("Concat", *names, axis=axis)
 
 
 def _newest(length: int) -> npt.NDArray[np.float32]:
@@ -191,87 +332,3 @@ def _attention(g: Graph, weights: RankerWeights, item: str, keys: str, present: 
     nothing = g.op("Mul", g.columns(scores, 0, 1, axis=3), g.number(0))
     share = g.op("Softmax", g.op("Concat", scores, nothing, axis=3), axis=3)
     return g.columns(share, 0, -1, axis=3)
-
-
-class _Numbers:
-    """The inputs of the bottom perceptron, which the top ones read too.
-
-    A layer's part for the numbers of the request is computed once per request.
-    """
-
-    def __init__(self, g: Graph, weights: RankerWeights, layout: RankerLayout, seen: _Seen) -> None:
-        self._g = g
-        self._user = g.op("Concat", "query_value", seen.user_numbers, axis=1)
-        self._pair = g.op("Concat", "video_value", seen.pair_numbers, axis=2)
-        graded, heads = weights.attention.labels is not None, weights.attention.heads
-        first_video = len(weights.query_numbers) + (3 if graded else 1)
-        first_pair = first_video + len(weights.video_numbers)
-        self.count = first_pair + heads * (2 if graded else 1)
-        rows = [weights.query_numbers.index(name) for name in layout.query_values]
-        self._user_rows = [*rows, *range(len(weights.query_numbers), first_video)]
-        rows = [first_video + weights.video_numbers.index(name) for name in layout.video_values]
-        self._pair_rows = [*rows, *range(first_pair, self.count)]
-
-    def times(self, kernel: npt.NDArray[np.float32]) -> str:
-        """The numbers times the first rows of a kernel; [batch, k, width]."""
-        g = self._g
-        user = g.op("MatMul", self._user, g.constant(kernel[self._user_rows]))
-        pair = g.op("MatMul", self._pair, g.constant(kernel[self._pair_rows]))
-        return g.op("Add", pair, g.op("Unsqueeze", user, g.ints(1)))
-
-
-def _bottom(g: Graph, weights: RankerWeights, numbers: _Numbers) -> str:
-    """The bottom perceptron; [batch, k, dim]."""
-    first = weights.bottom[0]
-    hidden = g.op("Relu", g.op("Add", numbers.times(first.kernel), g.constant(first.bias)))
-    for layer in weights.bottom[1:]:
-        hidden = g.dense(hidden, layer)
-    return hidden
-
-
-def _top(g: Graph, layers: tuple[Dense, ...], rest: str, numbers: _Numbers) -> str:
-    """A perceptron on [numbers, rest]; [batch, k, width]."""
-    first = layers[0]
-    after = Dense(first.kernel[numbers.count :], first.bias, "linear")
-    hidden = g.op("Relu", g.op("Add", numbers.times(first.kernel), g.dense(rest, after)))
-    for layer in layers[1:]:
-        hidden = g.dense(hidden, layer)
-    return hidden
-
-
-def _interactions(g: Graph, fields: str, order: tuple[str, ...], wanted: tuple[str, ...]) -> str:
-    """Inner products of all pairs, in the order in which the model was trained on them."""
-    count = len(order)
-    products = g.op("MatMul", fields, g.op("Transpose", fields, perm=[0, 1, 3, 2]))
-    flat = g.op("Reshape", products, g.ints(0, 0, count * count))
-    at = [order.index(name) for name in wanted]
-    pairs = np.array([at[i] * count + at[j] for i, j in combinations(range(count), 2)], np.int64)
-    return g.op("Gather", flat, g.constant(pairs), axis=2)
-
-
-def _score(g: Graph, hidden: str, watch: str, weights: RankerWeights) -> None:
-    """The weighted sum of models.ranker_predict.combined."""
-    scoring, chosen = weights.scoring, weights.scoring.weights
-    terms = [
-        ("candidate_score", chosen.retrieval),
-        (_log_probability(g, watch, weights.watch_head, scoring.watch), chosen.watch),
-    ]
-    if weights.label_head is not None:
-        log_p = _log_probability(g, hidden, weights.label_head, scoring.label)
-        terms.append((log_p, chosen.label))
-    if weights.time_head is not None:
-        quantile = g.op("Sigmoid", g.dense(hidden, weights.time_head))
-        terms.append((g.op("Squeeze", quantile, g.ints(2)), chosen.watch_time))
-    weighted = [g.op("Mul", term, g.number(weight)) for term, weight in terms]
-    g.named("score", "Sum", *weighted)
-
-
-def _log_probability(g: Graph, hidden: str, head: Dense, platt: Platt) -> str:
-    """log sigmoid of the calibrated logit, as -softplus(-x); [batch, k]."""
-    scaled = Dense(
-        np.float32(-platt.scale) * head.kernel,
-        np.float32(-platt.scale) * head.bias - np.float32(platt.shift),
-        "linear",
-    )
-    softplus = g.op("Softplus", g.dense(hidden, scaled))
-    return g.op("Squeeze", g.op("Neg", softplus), g.ints(2))

@@ -49,7 +49,10 @@ def recommend(
     if in_process:
         ids, scores, status, at = _in_process(run, contract, user_id, top_k, at, context)
     else:
-        with running_server(run) as server, Client(server.grpc_url) as client:
+        with (
+            running_server(run) as server,
+            Client(server.grpc_url, credentials=server.credentials) as client,
+        ):
             if at is None:
                 at = next_second(run, partial(client.user_events, user_id))
             answer = client.recommend(user_id, top_k=top_k, time=at, context=dict(context))

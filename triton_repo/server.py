@@ -11,15 +11,17 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from triton_repo.access import NOBODY, Access, Credentials
 from triton_repo.bundle import verified_bundle
 from triton_repo.ports import free_ports
 from triton_repo.process import TritonServer, http_ready, tree_cpu_seconds
 from triton_repo.state import state_of
+from triton_repo.supervision import StageWatch
 from workflow.console import Output
 from workflow.errors import ServingError
 from workflow.run import Run, read_json, write_json
@@ -50,6 +52,7 @@ class RunningServer:
     http_url: str
     metrics_url: str
     pid: int
+    credentials: Credentials = field(default=NOBODY, repr=False)
 
     def cpu_seconds(self) -> float:
         """User and system CPU seconds so far of the server and its Python stubs."""
@@ -63,13 +66,14 @@ def serve(
     metrics_port: int,
     output: Output,
     *,
-    host: str = "127.0.0.1",
+    access: Access | None = None,
     state: str | None = None,
 ) -> None:
     """Serve the run's repository until Ctrl-C or SIGTERM, then stop cleanly.
 
-    While the server is ready, `run.endpoint_file` says where it is; with --json the same object
-    is printed once it is ready.
+    While the server is ready, `run.endpoint_file` says where it is and holds the keys of it;
+    with --json the same object without the keys is printed once it is ready. A stage whose
+    process dies is loaded again.
 
     Args:
         state: where users' events are kept; None: where `triton_repo.state` says.
@@ -88,7 +92,7 @@ def serve(
         grpc_port=grpc_port,
         http_port=http_port,
         metrics_port=metrics_port,
-        host=host,
+        access=access,
         state=state_of(run, state),
         log_file=run.logs / LOG_NAME,
     )
@@ -110,7 +114,8 @@ def foreground(
                 server.start()
                 endpoint = _publish(place, server, key)
             _announce(place, output, endpoint, next_step)
-            _wait(server)
+            _warn(server.access, output)
+            _wait(server, output)
         finally:
             ignore_signals()  # a second Ctrl-C must not leave half a stop behind
             if server is not None:
@@ -153,7 +158,9 @@ def running_server(run: Run) -> Iterator[RunningServer]:
         # The log of a live server of an older export stays as it is.
         log_file=run.logs / (LOG_NAME if found is None else "triton-temporary.log"),
     ) as server:
-        yield RunningServer(server.grpc_url, server.http_url, server.metrics_url, server.pid)
+        yield RunningServer(
+            server.grpc_url, server.http_url, server.metrics_url, server.pid, server.credentials
+        )
 
 
 def _repository(run: Run) -> Path:
@@ -193,7 +200,8 @@ def _publish(place: Place, server: TritonServer, repository_key: str) -> dict[st
         "repository_key": repository_key,
         "folder": place.root.stat().st_ino,
     }
-    write_json(place.endpoint_file, endpoint)
+    keys = {"credentials": asdict(server.credentials)}
+    write_json(place.endpoint_file, endpoint | keys, private=True)
     return endpoint
 
 
@@ -207,9 +215,9 @@ def running_process(place: Place) -> RunningServer | None:
     """What the endpoint file names, if that very process still runs, ready or not."""
     endpoint = _endpoint(place)
     try:
-        server = RunningServer(
-            *(endpoint[name] for name in ("grpc_url", "http_url", "metrics_url", "pid"))
-        )
+        urls = {name: endpoint[name] for name in ("grpc_url", "http_url", "metrics_url")}
+        credentials = Credentials(**endpoint["credentials"])
+        server = RunningServer(**urls, pid=endpoint["pid"], credentials=credentials)
         # The file may have been copied along with the run; then another folder is served.
         ours = endpoint["folder"] == place.root.stat().st_ino
         alive = ours and _is_process(server.pid, endpoint["started_at"])
@@ -272,14 +280,22 @@ def _announce(place: Place, output: Output, endpoint: dict[str, Any], next_step:
     )
 
 
-def _wait(server: TritonServer) -> None:
-    """Return when a stop signal comes.
+def _warn(access: Access, output: Output) -> None:
+    for text in access.warnings():
+        output.say(f"[yellow]Warning[/]: {text}.")
+
+
+def _wait(server: TritonServer, output: Output) -> None:
+    """Return when a stop signal comes; meanwhile load stages again whose process died.
 
     Raises:
         ServingError: the server died.
     """
+    watch = StageWatch(server.pid, server.grpc_url, server.credentials)
     try:
         while server.is_alive():
+            for name in watch.revive():
+                output.say(f"[yellow]Warning[/]: the process of {name} died; it was loaded again.")
             time.sleep(0.2)
     except KeyboardInterrupt:
         return

@@ -59,13 +59,13 @@ class SplitClient:
 
     Args:
         url: host:port of the server's gRPC endpoint.
-        timeout_s: the longest that one call may take.
+        options: as those of `Client`.
     """
 
-    def __init__(self, url: str, split: Split, timeout_s: float = 5.0) -> None:
+    def __init__(self, url: str, split: Split, **options: Any) -> None:
         self.split = split
         names = [None, *(name for _, name in split._ends)]
-        self._clients = {name: Client(url, timeout_s, name=name) for name in names}
+        self._clients = {name: Client(url, name=name, **options) for name in names}
 
     def __enter__(self) -> SplitClient:
         return self
@@ -113,6 +113,7 @@ class ShadowClient:
         name: what the other bundle is deployed as.
         record: called with each pair, in a background thread.
         max_waiting: requests that may wait for the other bundle.
+        options: as those of `Client`.
     """
 
     def __init__(
@@ -121,11 +122,11 @@ class ShadowClient:
         name: str,
         record: Callable[[Shadowed], None],
         *,
-        timeout_s: float = 5.0,
         max_waiting: int = 64,
+        **options: Any,
     ) -> None:
         self.dropped = 0
-        self._live, self._other = Client(url, timeout_s), Client(url, timeout_s, name=name)
+        self._live, self._other = Client(url, **options), Client(url, name=name, **options)
         self._record = record
         self._room = threading.BoundedSemaphore(max_waiting)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="shadow")

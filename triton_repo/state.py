@@ -34,3 +34,9 @@ def state_of(place: Keeper, chosen: str | None = None) -> str:
             expected="redis://host:port/0, rediss://…, unix://… or the path of a file",
         )
     return state
+
+
+def state_in_use(place: Keeper) -> str:
+    """As `state_of`, but "" where that is a file which does not exist: nothing was kept yet."""
+    state = state_of(place)
+    return state if "://" in state or Path(state).exists() else ""

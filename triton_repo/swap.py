@@ -84,10 +84,9 @@ def try_alone(deployment: Deployment, bundle: Bundle) -> None:
         http_port=http_port,
         metrics_port=metrics_port,
         log_file=deployment.logs / "triton-trial.log",
-        load_models=top_models(bundle),
     )
     try:
-        with server, ModelControl(server.grpc_url) as control:
+        with server, ModelControl(server.grpc_url, server.credentials) as control:
             control.try_out(bundle_model(bundle.version), bundle)
     except ServingError as error:
         raise BundleError(
@@ -109,14 +108,11 @@ def _sound(deployment: Deployment, version: int) -> Bundle:
     return bundle
 
 
-def repository_of(deployment: Deployment, pointer: Pointer) -> list[str]:
-    """Make the repository anew from the pointer; returns the ensembles that are to be loaded."""
+def write_repository(deployment: Deployment, pointer: Pointer) -> None:
+    """Make the repository anew from the pointer."""
     remove_models(deployment.repository, set())
-    models: set[str] = set()
     for name, version in pointer.serving.items():
         bundle = _sound(deployment, version)
         write_models(deployment.repository, bundle)
         write_front(deployment.repository, bundle, name)
-        models |= {*top_models(bundle), *front_models(bundle, name)}
     deployment.prune(pointer)
-    return sorted(models)

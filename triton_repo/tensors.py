@@ -10,6 +10,7 @@ from workflow.schema import Contract
 
 ENSEMBLE = "marquee"
 STAGES = ("query_tower", "retrieval", "ranker")  # the steps of the ensemble
+TIMINGS = tuple(f"{stage}_us" for stage in STAGES)
 EVENTS = "events"  # served beside it
 USES_STATE = ("query_tower", EVENTS)  # models that read or write the online state
 
@@ -94,11 +95,16 @@ def model_tensors(
         Tensor("status", "INT32", (1,)),
     )
     candidate_score = Tensor("candidate_score", "FP32", (num_candidates,))
+    # Made only for requests that ask for them: microseconds of the batch that a request was in.
+    query_us, retrieval_us, ranker_us = (Tensor(name, "INT32", (1,)) for name in TIMINGS)
+    ranked = (candidates, candidate_score, *features, moment, status, top_k)
     return {
-        "query_tower": ModelIO(request, (*search, *features, moment, status)),
-        "retrieval": ModelIO(search, (candidates, candidate_score)),
-        "ranker": ModelIO((candidates, candidate_score, *features, moment, status, top_k), answer),
-        ENSEMBLE: ModelIO((request[0], top_k, *request[1:]), answer),
+        "query_tower": ModelIO(request, (*search, *features, moment, status, query_us)),
+        "retrieval": ModelIO(search, (candidates, candidate_score, retrieval_us)),
+        "ranker": ModelIO(ranked, (*answer, ranker_us)),
+        ENSEMBLE: ModelIO(
+            (request[0], top_k, *request[1:]), (*answer, query_us, retrieval_us, ranker_us)
+        ),
         EVENTS: _events(contract),
     }
 

@@ -37,7 +37,10 @@ def watch(
     Raises:
         ServingError: the event is refused, or cannot be kept now.
     """
-    with running_server(run) as server, Client(server.grpc_url) as client:
+    with (
+        running_server(run) as server,
+        Client(server.grpc_url, credentials=server.credentials) as client,
+    ):
         if at is None:
             at = next_second(run, partial(client.user_events, user_id))
         kept = client.watched(user_id, video_id, time=at, label=label, watch_s=watch_s)

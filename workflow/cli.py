@@ -74,7 +74,7 @@ StateOption = Annotated[
 ]
 
 
-STOPPED = "Stopped. Finished stages are kept: marquee run --resume\n"
+STOPPED = "Stopped. What is finished is kept: the same command goes on with --resume.\n"
 
 
 def main() -> None:
@@ -268,28 +268,6 @@ def export(
 
 
 @app.command()
-def serve(
-    run: RunOption = None,
-    grpc_port: Annotated[int, typer.Option(help="Port of the gRPC endpoint.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="Port of the HTTP endpoint.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="Port of the metrics endpoint.")] = 8002,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    deployment: DeploymentOption = None,
-    state: StateOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Serve a run, or what is deployed in a folder, with Triton until Ctrl-C."""
-    from triton_repo.deploy import serve_deployment
-    from triton_repo.server import serve as serve_run
-
-    ports, output = (grpc_port, http_port, metrics_port), Output(json)
-    if deployment is not None:
-        serve_deployment(deployment, run, *ports, output, host=host, state=state)
-    else:
-        serve_run(_existing(run).run, *ports, output, host=host, state=state)
-
-
-@app.command()
 def bench(
     run: RunOption = None,
     concurrency: Annotated[
@@ -346,4 +324,9 @@ def init(
     write_draft(folder, to, Output(json), force=force)
 
 
-from workflow import cli_deploy, cli_user  # noqa: E402, F401  (add their verbs to `app`)
+from workflow import (  # noqa: E402  (they add their verbs to `app`)
+    cli_batch,  # noqa: F401
+    cli_deploy,  # noqa: F401
+    cli_serving,  # noqa: F401
+    cli_user,  # noqa: F401
+)

@@ -139,18 +139,28 @@ class RankerConfig(TrainConfig):
 
 
 class IndexConfig(_Strict):
-    """Kind of FAISS index and the recall it must reach against exact search."""
+    """Kind of FAISS index and the recall it must reach against exact search.
 
-    kind: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
-    flat_up_to_videos: int = Field(50_000, ge=1)
+    auto: exact search up to `flat_up_to_videos`; above, whichever of flat, ivf and ivf_fp16 (half
+    precision) reaches the target with the least CPU time. `sample_queries` measure that, twice as
+    many shape the lists.
+    """
+
+    kind: Literal["auto", "flat", "ivf", "ivf_fp16", "hnsw"] = "auto"
+    flat_up_to_videos: int = Field(10_000, ge=1)
     target_recall: float = Field(0.99, gt=0, le=1)
     sample_queries: int = Field(2_000, ge=10)
 
 
 class ServingConfig(_Strict):
-    """What the exported repository does per request."""
+    """What the exported repository does per request.
+
+    `ranker`: how the trained ranker is served, as trained or with 8-bit integers in its layers;
+    none keeps the order of retrieval.
+    """
 
     num_candidates: int = Field(100, ge=1, le=2_000)
+    ranker: Literal["fp32", "int8", "none"] = "fp32"
     default_top_k: int = Field(20, ge=1)
     max_batch_size: int = Field(32, ge=1)
     exclude_watched: bool = True

@@ -170,15 +170,29 @@ def locked(run: Run) -> Iterator[None]:
     Raises:
         ConfigError: another process is at work on it.
     """
-    run.root.mkdir(parents=True, exist_ok=True)
-    with (run.root / ".lock").open("a+") as file:
+    with locked_folder(run.root, "--run", f"run {run}"):
+        yield
+
+
+@contextmanager
+def locked_folder(folder: Path, option: str, name: str = "") -> Iterator[None]:
+    """One process at a time changes `folder`, which is made if need be.
+
+    Args:
+        option: the command's option that chooses another folder.
+        name: what the folder is called in the error.
+    Raises:
+        ConfigError: another process is at work on it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
             raise ConfigError(
-                f"run {run} is being changed by process {file.read().strip() or 'unknown'}",
-                next_step="wait for it, or choose another folder with --run",
+                f"{name or folder} is being changed by process {file.read().strip() or 'unknown'}",
+                next_step=f"wait for it, or choose another folder with {option}",
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

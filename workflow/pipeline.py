@@ -159,7 +159,7 @@ def _seed(job: Job, seed: int, output: Output) -> Job:
     other = Job(
         Run(job.run.evaluation / f"seed-{seed}"), job.config.model_copy(update={"seed": seed})
     )
-    _link(other, job, "validate", "features")
+    link_stages(other, job, "validate", "features")
     run_stages(other, output, ("train_retriever", "train_ranker", "index"))
     return other
 
@@ -176,23 +176,23 @@ def leave_last_out(job: Job, output: Output, first: Job | None = None) -> Job:
     retriever = job.config.retriever.model_copy(update={"refit": False})
     settings = job.config.model_copy(update={"split": split, "retriever": retriever})
     other = Job(Run(job.run.evaluation / "leave_last_out"), settings)
-    _link(other, job, "validate")
+    link_stages(other, job, "validate")
     if first is None:
         run_stages(other, output, ("features", "train_retriever"))
     else:
-        _link(other, first, "features")
+        link_stages(other, first, "features")
         run_stages(other, output, ("train_retriever",))
     return other
 
 
-def _link(job: Job, source: Job, *stages: str) -> None:
+def link_stages(job: Job, source: Job, *stages: str) -> None:
     """Let `job` use the results of stages that `source` has carried out."""
-    job.run.root.mkdir(parents=True, exist_ok=True)
     save_contract(job.run, source.contract)
     made = {stage.name: stage.made for stage in STAGES}
     for name in stages:
         ours, theirs = made[name](job.run), made[name](source.run)
         if not ours.exists():
+            ours.parent.mkdir(parents=True, exist_ok=True)
             ours.unlink(missing_ok=True)
             ours.symlink_to(os.path.relpath(theirs, ours.parent))
         recorded = source.run.recorded(name) or {"key": ""}

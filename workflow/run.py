@@ -87,6 +87,16 @@ class Run:
     def benchmark(self) -> Path:
         return self.root / "benchmark"
 
+    @property
+    def batch(self) -> Path:
+        """Recommendations for many users: part-*.parquet and _manifest.json."""
+        return self.root / "batch"
+
+    @property
+    def frontier(self) -> Path:
+        """What serving could trade: frontier.json, frontier.html, and the configurations tried."""
+        return self.root / "frontier"
+
     # --- bookkeeping -------------------------------------------------------------------------
     @property
     def manifest_file(self) -> Path:
@@ -182,20 +192,26 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            _sync_tree(temporary)
-            old = target.with_name(f".{target.name}.old-{os.getpid()}")
-            if target.exists():
-                target.rename(old)
-            try:
-                temporary.rename(target)
-            except OSError:
-                if old.exists():
-                    old.rename(target)
-                raise
-            _sync(target.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            swap_folder(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def swap_folder(new: Path, target: Path) -> None:
+    """Let `new` take the place and name of `target` (which need not exist), all on one disk."""
+    _sync_tree(new)
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    _sync(target.parent)
+    for one in target.parent.glob(f".{target.name}.old-*"):  # one that a kill left, too
+        shutil.rmtree(one, ignore_errors=True)
 
 
 def _remove_leftovers(target: Path) -> None:
@@ -209,13 +225,15 @@ def _remove_leftovers(target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: temporary name, fsync, rename."""
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file atomically: temporary name, fsync, rename. Only its owner may read `private`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with storage_errors(path):
         try:
             with temporary.open("wb") as file:
+                if private:
+                    os.fchmod(file.fileno(), 0o600)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -224,9 +242,10 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, private: bool = False) -> None:
     """Write JSON atomically, keys sorted."""
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    write_bytes(path, text.encode(), private=private)
 
 
 def read_json(path: Path) -> Any:

@@ -55,7 +55,7 @@ FIXED_NAME_ROLES = {
 # Columns that Marquee derives; a contract column may not take these names.
 RESERVED_NAMES = {
     "user_row", "video_row", "user_index", "video_index", "history", "session_history",
-    "long_history", "long_history_label", "video_event_count_7d", "video_event_count_30d", "hour",
+    "long_history", "long_history_label", "video_lift_7d", "video_lift_30d", "hour",
     "weekday", "video_age_days", "user_event_count", "user_label_rate", "video_event_count",
     "video_label_rate", "history_end", "session_start", "watched", "split", "top_k", "status",
     "score", "time", "raw_duration_s",

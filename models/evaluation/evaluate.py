@@ -78,13 +78,14 @@ def evaluate(
     }
     evaluation = Evaluation(result)
     own = Protocol.fit(seeds, report)
-    bench = own.bench(_held_out(seeds[0]))
+    bench = own.bench(held_out(seeds[0], seeds[0].query_columns))
     values = own.judge(config.split.protocol, bench, evaluation)
     if config.split.protocol == "temporal":
         own.judge("rolling", own.bench(_rolling(seeds[0])), evaluation)
     if last_out:
         other = Protocol.fit(last_out, report)
-        other.judge("leave_last_out", other.bench(_held_out(last_out[0])), evaluation)
+        queries = held_out(last_out[0], last_out[0].query_columns)
+        other.judge("leave_last_out", other.bench(queries), evaluation)
     _judge_rankers(seeds, evaluation, report)
     report(0, 1, "served lists")
     served = [_served(trained, bench.queries) for trained in seeds]
@@ -96,8 +97,9 @@ def evaluate(
     return evaluation
 
 
-def _held_out(trained: Trained) -> Queries:
-    queries = held_out_queries(trained.store, "test", trained.query_columns)
+def held_out(trained: Trained, columns: list[str]) -> Queries:
+    """The test part's queries with these sample columns, sampled as configured."""
+    queries = held_out_queries(trained.store, "test", columns)
     return queries.sample(_max_queries(trained), trained.config.seed)
 
 

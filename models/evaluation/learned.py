@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import models.compat  # noqa: F401
 
-import faiss
 import numpy as np
 
 from models.evaluation.ranker_metrics import Predictions
-from models.index import set_effort
+from models.index_kinds import read_index
 from models.inputs import FeatureTables, sample_columns
 from models.metrics import Float32, Int64, Scorer, top_k
 from models.queries import Queries
@@ -98,8 +97,8 @@ class Trained:
         """
         self.run.require(self.run.index / "index.faiss", "index", "marquee index")
         report = read_json(self.run.index / "report.json")
-        index = faiss.read_index(str(self.run.index / "index.faiss"))
-        set_effort(index, report["kind"], report["effort"])
+        path = str(self.run.index / "index.faiss")
+        index = read_index(path, report["kind"], report["effort"])
         vectors, k = self.query_vectors(queries), report["num_candidates"]
         approximate = np.zeros((len(queries), k), np.int64)
         for row in range(len(queries)):  # one at a time, with the over-fetch of serving

@@ -8,7 +8,7 @@ from copy import copy
 import numpy as np
 
 from models.evaluation.baselines import Baseline
-from models.metrics import Scorer, ranking_metrics, top_lists
+from models.metrics import Scorer, list_quality, top_lists
 from models.queries import Queries
 from models.watches import Watches, history_matrix
 
@@ -16,7 +16,7 @@ from models.watches import Watches, history_matrix
 def best_on_validation(candidates: Sequence[Baseline], train: Watches, valid: Queries) -> Baseline:
     """The candidate, not fitted, that has the best lists for `valid` when fitted on `train`.
 
-    Best is the highest recall@100 + ndcg@10, the two headline metrics. A single candidate is
+    Best is the highest `list_quality`, the mean of the two headline metrics. A single candidate is
     returned as it is, and without any query the middle one. Queries without a history are left
     out, as in the headline.
     """
@@ -31,8 +31,7 @@ def best_on_validation(candidates: Sequence[Baseline], train: Watches, valid: Qu
 def _quality(model: Baseline, queries: Queries, num_videos: int) -> float:
     scorer = baseline_scorer(model, queries, num_videos)
     lists = top_lists(scorer, num_videos + 1, queries.excluded, 100)
-    metrics = ranking_metrics(lists, queries.relevant)
-    return float((metrics["recall@100"] + metrics["ndcg@10"]).mean())
+    return float(list_quality(lists, queries.relevant).mean())
 
 
 def baseline_scorer(model: Baseline, queries: Queries, num_videos: int) -> Scorer:

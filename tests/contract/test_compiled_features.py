@@ -117,7 +117,7 @@ def test_events(run: Run, rows: list[tuple[Any, ...]]) -> None:
     frame["hour"], frame["weekday"] = hour, weekday
     for name, values in (
         ("user_event_count", count), ("video_event_count", views), ("video_age_days", age),
-        ("video_event_count_7d", views), ("video_event_count_30d", count),
+        ("video_lift_7d", views), ("video_lift_30d", count),
         ("user_label_rate", rate), ("video_label_rate", rate),
     ):  # fmt: skip
         frame[name] = np.array(values, np.float32)

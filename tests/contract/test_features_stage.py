@@ -167,7 +167,7 @@ def test_video_state_at_any_moment(runs: dict[int, Run]) -> None:
     test = samples(runs[1], "test")
     at = state.at(test["video_row"].to_numpy(), test["timestamp"].to_numpy())
     names = {f.name for f in spec.of_group("video_state", "cross")}
-    assert set(at) == names and "video_event_count_7d" in names
+    assert set(at) == names and "video_lift_7d" in names
     for name in names:
         np.testing.assert_allclose(at[name], test[name], rtol=1e-6, atol=1e-6)
     rows = np.arange(spec.num_videos + 1)

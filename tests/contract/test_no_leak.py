@@ -33,8 +33,8 @@ from workflow.features.samples import build_samples, split_of
 
 CONTRACT = make_contract()
 CONFIG = make_config(features={"session_gap_s": 1800})
-STATE = ["user_event_count", "user_label_rate", "video_event_count", "video_event_count_7d",
-         "video_event_count_30d", "video_label_rate", "video_age_days"]  # fmt: skip
+STATE = ["user_event_count", "user_label_rate", "video_event_count", "video_lift_7d",
+         "video_lift_30d", "video_label_rate", "video_age_days"]  # fmt: skip
 # Ties, both sides of the session gap, and both sides of midnight UTC.
 MOMENTS = (0, 1, 600, 1800, 1801, 3601, DAY - 1, DAY, DAY + 1, 2 * DAY - 1800, 2 * DAY, 4 * DAY)
 
@@ -159,8 +159,8 @@ ORIGINAL_SESSION = history.session_pointer
         (DailyCounts, "before", _same_day, "video_event_count"),
         (DailyCounts, "before", _all_days, "video_label_rate"),
         (
-            daily, "RECENT_DAYS", {"video_event_count_7d": 8, "video_event_count_30d": 30},
-            "video_event_count_7d",
+            daily, "RECENT_DAYS", {"video_lift_7d": 8, "video_lift_30d": 30},
+            "video_lift_7d",
         ),
         (history, "session_pointer", _longer_session, "session"),
     ],

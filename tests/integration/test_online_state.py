@@ -167,6 +167,22 @@ def bake(run: Run, events: list[tuple[int, int, int]]) -> None:
         save_array(run.features / "history" / f"{name}.npy", values)
 
 
+def test_ids_that_are_text(clip_run: Any, clip_server: dict[str, Any]) -> None:
+    """A user whom nobody else asks for: the other tests of this server see nothing of it."""
+    user = "vü online/1"
+    with Client(clip_server["grpc_url"], timeout_s=10) as client:
+        assert client.recommend(user).status is Status.unknown_user
+        video = client.recommend(user).video_ids[0]
+        assert client.watched(user, video).num_events == 1
+        page = client.recommend(user)
+        assert page.status is Status.ok and video not in page.video_ids
+        with pytest.raises(ServingError, match="video_id has 1 to 1024 bytes"):
+            client.watched(user, "")
+        with pytest.raises(ServingError, match="no input label"):
+            client.watched(user, video, label=1)  # this data has none
+    assert Run(clip_run.folder).state_file.exists()
+
+
 def test_refused_events(case: Served) -> None:
     user, video = case.users[20], int(case.page(case.users[20]).video_ids[0])
     for options, message in (

@@ -111,6 +111,15 @@ def test_start_refuses_a_python_model_without_code(tmp_path: Path) -> None:
         TritonServer(tmp_path, log_file=tmp_path / "log").start()
 
 
+@pytest.mark.parametrize("name", ["my run", "it's", "a$b", "x;y"])
+def test_start_refuses_a_path_that_the_stub_cannot_take(tmp_path: Path, name: str) -> None:
+    """Triton starts its Python stages through a shell without quoting."""
+    (tmp_path / name / "ranker" / "1").mkdir(parents=True)
+    (tmp_path / name / "ranker" / "config.pbtxt").write_text('name: "ranker"\n')
+    with pytest.raises(ServingError, match="a path without spaces"):
+        TritonServer(tmp_path / name, log_file=tmp_path / "log").start()
+
+
 def test_find_server_ignores_a_stale_or_broken_endpoint_file(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.repository.mkdir()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -187,6 +189,22 @@ def test_a_locked_file_is_refused_and_stays_whole(tmp_path: Path) -> None:
     assert kept(first) == [event(1, 1)]
 
 
+def test_the_file_needs_the_standard_library_only(tmp_path: Path) -> None:
+    """The exported repository runs where Marquee, and even redis, is not installed."""
+    code = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("store", sys.argv[1])
+store = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(store)
+opened = store.Guarded(store.open_store(sys.argv[2], 5, 1.0))
+opened.add({b"7": [[1, 2, None, None]]})
+print(opened.read([b"7"]))
+"""
+    words = [sys.executable, "-I", "-S", "-c", code, str(stores.__file__), str(tmp_path / "e.db")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == "[b'[[1,2,null,null]]']\n"
+
+
 class Flaky:
     """A store that fails while it is told to, and counts calls."""
 
@@ -237,6 +255,10 @@ def test_last_known_profiles() -> None:
     profiles.read([b"1"])
     profiles.read([b"3"])
     assert list(profiles.known) == [b"1", b"3"]  # the two that were read last
+    del store.records[b"3"]
+    assert profiles.read([b"3"]) == ([None], [True])
+    store.fails = True
+    assert profiles.read([b"1", b"3"])[0] == [[1, 10], None]
 
 
 def test_parsing_is_done_once_per_change() -> None:

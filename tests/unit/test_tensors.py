@@ -13,6 +13,7 @@ from triton_repo.tensors import (
     ENSEMBLE,
     EVENTS,
     STAGES,
+    TIMINGS,
     Tensor,
     ensemble_body,
     id_dtype,
@@ -54,6 +55,7 @@ def test_the_ensemble_takes_raw_values(case: Any) -> None:
         "video_id": ("STRING", (-1,), False),
         "score": ("FP32", (-1,), False),
         "status": ("INT32", (1,), False),
+        **dict.fromkeys(TIMINGS, ("INT32", (1,), False)),
     }
     assert (id_dtype(contract, "user_id"), id_dtype(contract, "video_id")) == ("INT64", "STRING")
 

@@ -17,7 +17,7 @@ from models.ranker import build_ranker
 from models.ranker_predict import Predictor, combined
 from models.retriever import build_two_tower
 from models.scoring import Platt, Scoring
-from models.weights import fold_videos, query_weights, ranker_weights
+from models.weights import Dense, fold_videos, query_weights, ranker_weights
 from tests.fixtures import make_config, make_contract, make_tables, write_run
 from triton_repo.export import _slots
 from triton_repo.query_graph import query_tower_graph
@@ -94,10 +94,11 @@ def packed(tables: FeatureTables, features: Any, samples: dict[str, Any]) -> dic
     }
 
 
-def answer(graph: bytes, inputs: dict[str, Any]) -> Any:
-    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(
-        None, inputs
-    )[0]
+def answer(graph: Any, inputs: dict[str, Any]) -> Any:
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, inputs)[0]
 
 
 def test_query_tower(tables: Any) -> None:
@@ -161,12 +162,16 @@ def test_ranker(tables: Any) -> None:
     retrieval, age = rng.normal(size=(2, *shape)).astype(np.float32)
     state = {f.name: store.video(f.name)[candidates] for f in spec.of_group("video_state")}
     state |= dict.fromkeys(cross, age)
-    vectors = fold_videos(exported.tables, {name: store.video(name) for name in fields}, batch=7)
-    static = {name: store.video(name)[candidates] for name in numbers}
-    values = [(static | state)[name] for name in layout.video_values]
+    vectors, values = fold_videos(
+        exported,
+        {name: store.video(name) for name in fields},
+        {name: store.video(name) for name in numbers},
+        batch=7,
+    )
+    values = np.concatenate([values[candidates], *([age[..., None]] if cross else [])], axis=2)
     inputs = packed(lookup, query, samples) | {
-        "video_vector": vectors[candidates].astype(np.float32),
-        "video_value": np.stack(values, axis=2).astype(np.float32),
+        "video_vector": vectors[candidates],
+        "video_value": values.astype(np.float32),
         "candidate_score": retrieval,
     }
     got = answer(graph, inputs)
@@ -177,15 +182,40 @@ def test_ranker(tables: Any) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+class _Weights:
+    """What fold_videos reads of the ranker's weights."""
+
+    item: Any = None
+    item_numbers = ("n",)
+
+    def __init__(self, table: Any) -> None:
+        self.tables = {"a": table, "b": table}
+
+
 def test_fold_videos() -> None:
     """Lists give the mean of their entries, empty ones zeros, in any batch size."""
     table = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     lists = np.array([[0, 0], [3, 0], [4, 5], [5, 5]], np.int32)
     scalars = np.array([1, 2, 3, 4], np.int32)
+    number = np.array([0.5, 1, 2, 3], np.float32)
+    weights: Any = _Weights(table)
     for batch in (1, 3, 100):
-        got = fold_videos({"a": table, "b": table}, {"a": lists, "b": scalars}, batch)
-        assert got.shape == (4, 2, 3)
+        got, values = fold_videos(weights, {"a": lists, "b": scalars}, {"n": number}, batch)
+        assert got.shape == (4, 3, 3)
         np.testing.assert_allclose(got[0, 0], 0)
         np.testing.assert_allclose(got[1, 0], table[3])
         np.testing.assert_allclose(got[2, 0], (table[4] + table[5]) / 2, rtol=1e-6)
         np.testing.assert_array_equal(got[:, 1], table[scalars])
+        np.testing.assert_allclose(got[:, 2], got[:, 0] + got[:, 1], rtol=1e-6)
+        np.testing.assert_allclose(values[:, 0], (got[:, 0] * got[:, 1]).sum(axis=1), rtol=1e-6)
+        np.testing.assert_array_equal(values[:, 1], number)
+
+
+def test_fold_videos_adds_numbers_to_the_item() -> None:
+    table = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    weights: Any = _Weights(table)
+    weights.item = Dense(np.array([[1, 2, 3]], np.float32), np.full(3, 0.5, np.float32), "linear")
+    rows = np.array([1, 2], np.int32)
+    got, _ = fold_videos(weights, {"a": rows}, {"n": np.array([2.0, -1.0], np.float32)})
+    expected = table[rows] + [[2.5, 4.5, 6.5], [-0.5, -1.5, -2.5]]
+    np.testing.assert_allclose(got[:, 1], expected, rtol=1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,10 +100,10 @@ class _Builder:
         self.cuts = Cuts(*temporal_cuts(every_time, self.config.split)) if temporal else Cuts(0, 0)
         self.known = Known(histories, daily.finish(), self._publish_time(), 0.5)
         self.known = replace(self.known, label_prior=self._label_prior())
-        for folder, arrays in (("history", vars(histories)), ("daily", vars(self.known.daily))):
-            for name, values in arrays.items():
-                if values is not None:
-                    self._save(folder, name, values)
+        for folder, part in (("history", histories), ("daily", self.known.daily)):
+            for field in fields(part):
+                if (values := getattr(part, field.name)) is not None:
+                    self._save(folder, field.name, values)
 
     def _partitions(self) -> Iterator[pd.DataFrame]:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from workflow.features.history import SECONDS_PER_DAY, Float32, smoothed_rate
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 STRIDE = 1 << 20  # days since 1970 fit easily
-RECENT_DAYS = {"video_event_count_7d": 7, "video_event_count_30d": 30}
+RECENT_DAYS = {"video_lift_7d": 7, "video_lift_30d": 30}
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,46 @@ class DailyCounts:
         until = np.searchsorted(self.key, base + np.maximum(timestamp, 0) // SECONDS_PER_DAY)
         return self.events[until] - self.events[first], self.labels[until] - self.labels[first]
 
+    @cached_property
+    def _traffic(self) -> tuple[Int64, Float64]:
+        """(days with events, ascending; events of all videos before each of them and at the end)"""
+        days, at = np.unique(self.key % STRIDE, return_inverse=True)
+        per_day = np.bincount(at, np.diff(self.events), len(days))
+        return days, np.r_[0.0, np.cumsum(per_day)]
+
+    @cached_property
+    def _first_days(self) -> Int64:
+        """The day of each video's first event, ascending."""
+        rows = self.key // STRIDE
+        return np.sort((self.key % STRIDE)[np.r_[True, rows[1:] != rows[:-1]][: len(rows)]])
+
+    def all_before(self, timestamp: Int64 | np.int64) -> Float64:
+        """Events of all videos up to the day before `timestamp`; float64, its shape."""
+        days, total = self._traffic
+        result: Float64 = total[np.searchsorted(days, np.maximum(timestamp, 0) // SECONDS_PER_DAY)]
+        return result
+
+    def lift(
+        self, video_row: Int64, timestamp: Int64 | np.int64, events: Float64, days: int
+    ) -> Float32:
+        """A video's share of the traffic of the last `days` days, over that of an average video.
+
+        A share, since traffic itself rises and falls. As many imagined events as there are videos,
+        at the shares of all time, keep a few real ones from saying much.
+
+        Args:
+            events: float64, what `before` says of the videos at `timestamp`.
+        """
+        past = timestamp - days * SECONDS_PER_DAY
+        today = np.maximum(timestamp, 0) // SECONDS_PER_DAY
+        videos = np.searchsorted(self._first_days, today).astype(np.float64)
+        traffic = self.all_before(timestamp)
+        recent = events - self.before(video_row, past)[0]
+        smoothed = recent + videos * events / np.maximum(traffic, 1.0)
+        of_all = np.maximum(traffic - self.all_before(past) + videos, 1.0)
+        result: Float32 = (videos * smoothed / of_all).astype(np.float32)
+        return result
+
     def numbers(
         self, video_row: Int64, timestamp: Int64 | np.int64, *, label_prior: float | None
     ) -> dict[str, Float32]:
@@ -52,8 +93,7 @@ class DailyCounts:
         events, labels = self.before(video_row, timestamp)
         result = {"video_event_count": events.astype(np.float32)}
         for name, days in RECENT_DAYS.items():
-            earlier, _ = self.before(video_row, timestamp - days * SECONDS_PER_DAY)
-            result[name] = (events - earlier).astype(np.float32)
+            result[name] = self.lift(video_row, timestamp, events, days)
         if label_prior is not None:
             result["video_label_rate"] = smoothed_rate(labels, events, label_prior)
         return result

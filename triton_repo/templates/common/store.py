@@ -224,9 +224,9 @@ class Profiles:
         return [profile for profile, _ in pairs], [is_good for _, is_good in pairs]
 
     def _profile(self, user, record):
+        last, profile = self.known.pop(user, (None, None))
         if record is None:
             return None, True
-        last, profile = self.known.pop(user, (None, None))
         if record != last:
             try:
                 profile = self.parse(record)

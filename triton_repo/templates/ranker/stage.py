@@ -30,7 +30,8 @@ class Stage:
 
     def __init__(self, folder):
         self.settings = json.loads((folder / "stage.json").read_text())
-        self.session = open_session(folder / "ranker.onnx")
+        self.ranks = self.settings["ranks"]  # else candidates stay in the order of retrieval
+        self.session = open_session(folder / "ranker.onnx") if self.ranks else None
         for name in ("video_id", "video_vector", "video_value"):
             setattr(self, name, open_array(folder / f"{name}.npy"))
         self.age = self.settings["video_age_days"]  # None, or how to encode a video's age
@@ -56,7 +57,7 @@ class Stage:
 
     def run(self, inputs):
         rows = inputs["candidate_row"]
-        scores = self.score(inputs, rows)
+        scores = self.score(inputs, rows) if self.ranks else inputs["candidate_score"].copy()
         scores[rows == 0] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")
         wanted = inputs["top_k"]

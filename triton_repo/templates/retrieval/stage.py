@@ -9,6 +9,10 @@ import json
 import faiss
 import numpy as np
 
+# Few of the best candidates were watched before, so a few more than needed are asked for first,
+# and all that could be needed only where that was not enough. The answer is the same.
+OVER_FETCH = 16
+
 
 def open_array(path):
     """A memory-mapped array; as a plain ndarray it is cheaper to index than a memmap."""
@@ -23,9 +27,10 @@ class Stage:
         self.num_candidates = settings["num_candidates"]
         self.exclude_watched = settings["exclude_watched"]
         faiss.omp_set_num_threads(1)
-        self.index = faiss.read_index(str(folder / "index.faiss"))
-        if settings["kind"] == "ivf":
-            self.index.nprobe = settings["effort"]
+        # Mapped: ready at once, and only pages that are searched become resident.
+        self.index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
+        if settings["kind"].startswith("ivf"):
+            faiss.extract_index_ivf(self.index).nprobe = settings["effort"]
         if settings["kind"] == "hnsw":
             self.index.hnsw.efSearch = settings["effort"]
         self.watched_row = open_array(folder / "watched_row.npy")
@@ -55,17 +60,27 @@ class Stage:
         rows, until = inputs["user_row"][:, 0], inputs["watched_until"][:, 0]
         first = self.watched_start[rows] if self.exclude_watched else until
         online = inputs["online_row"] if self.exclude_watched else inputs["online_row"][:, :0]
-        extra = int(np.max(until - first + (online > 0).sum(axis=1)))
-        wanted = min(self.num_candidates + extra, self.index.ntotal)
-        scores, found = self.index.search(np.ascontiguousarray(inputs["query_vector"]), wanted)
-        found = found + 1  # FAISS says -1 for "no more": becomes row 0, which is padding
+        most = until - first + np.count_nonzero(online, axis=1)  # that could be left out
+        vectors = np.ascontiguousarray(inputs["query_vector"])
         candidates = np.zeros((len(rows), self.num_candidates), np.int32)
-        kept_scores = np.full((len(rows), self.num_candidates), -np.inf, np.float32)
-        for i in range(len(rows)):
-            keep = self.keep(found[i], self.watched_row[first[i] : until[i]], online[i])
-            candidates[i, : len(keep)] = found[i, keep]
-            kept_scores[i, : len(keep)] = scores[i, keep]
-        return {"candidate_row": candidates, "candidate_score": kept_scores}
+        scores = np.full((len(rows), self.num_candidates), -np.inf, np.float32)
+        open_rows, extra = np.arange(len(rows)), min(OVER_FETCH, int(most.max()))
+        while len(open_rows) > 0:
+            wanted = min(self.num_candidates + extra, self.index.ntotal)
+            asked = vectors if len(open_rows) == len(rows) else vectors[open_rows]
+            found_scores, found = self.index.search(asked, wanted)
+            found += 1  # FAISS says -1 for "no more": becomes row 0, which is padding
+            count = np.zeros(len(rows), np.int64)
+            for at, i in enumerate(open_rows):
+                keep = self.keep(found[at], self.watched_row[first[i] : until[i]], online[i])
+                count[i] = len(keep)
+                candidates[i, : len(keep)] = found[at, keep]
+                scores[i, : len(keep)] = found_scores[at, keep]
+            may_find_more = wanted < np.minimum(self.num_candidates + most, self.index.ntotal)
+            short = may_find_more & (count < self.num_candidates)
+            open_rows = open_rows[short[open_rows]]
+            extra = int(most[open_rows].max(initial=0))
+        return {"candidate_row": candidates, "candidate_score": scores}
 
     def finish(self, answer):
         return answer

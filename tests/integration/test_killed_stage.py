@@ -1,0 +1,117 @@
+"""kill -9 of a stage's process while requests come in: the service recovers by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from triton_repo.client import Client
+from triton_repo.ports import free_ports
+from triton_repo.tensors import STAGES
+from workflow.errors import ServingError
+
+STUB = "triton_python_backend_stub"
+
+
+class Load:
+    """Requests one after the other from several threads, until the block ends."""
+
+    def __init__(self, url: str, user: int, threads: int = 4) -> None:
+        self.client, self.user = Client(url, timeout_s=20), user
+        self.expected = self.client.recommend(user, top_k=10, time=1).video_ids.tolist()
+        self.right = 0
+        self.wrong: list[Any] = []
+        self.errors: list[str] = []
+        self.stopped = threading.Event()
+        self.threads = [threading.Thread(target=self._ask) for _ in range(threads)]
+
+    def _ask(self) -> None:
+        while not self.stopped.is_set():
+            try:
+                answer = self.client.recommend(self.user, top_k=10, time=1).video_ids.tolist()
+            except ServingError as error:
+                self.errors.append(str(error))
+                continue
+            if answer == self.expected:
+                self.right += 1
+            else:
+                self.wrong.append(answer)
+
+    def __enter__(self) -> Load:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stopped.set()
+        for thread in self.threads:
+            thread.join()
+        self.client.close()
+
+
+def stub_of(server: int, stage: str) -> psutil.Process:
+    for child in psutil.Process(server).children():
+        words: list[str] = []
+        with suppress(psutil.NoSuchProcess):  # a killed one that nobody waited for
+            words = child.cmdline()
+        if len(words) > 1 and Path(words[0]).name == STUB and f"/{stage}/" in words[1]:
+            return child
+    raise AssertionError(f"no process of {stage}")
+
+
+def wait_for(condition: Any, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not recover"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def served(marquee: Any, sim_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`marquee serve` of a run of its own; it must end well."""
+    run = tmp_path_factory.mktemp("killed") / "run"
+    shutil.copytree(sim_run.folder, run, ignore=shutil.ignore_patterns("logs"))
+    names = ("--grpc-port", "--http-port", "--metrics-port")
+    ports = [word for pair in zip(names, map(str, free_ports(3)), strict=True) for word in pair]
+    process = marquee.start("serve", "--run", run, "--json", *ports)
+    try:
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        yield json.loads(line)
+    finally:
+        process.send_signal(signal.SIGINT)
+        result = marquee.finish(process, 60)
+    assert result.status == 0, result.err
+    for stage in STAGES:
+        assert f"the process of {stage} died; it was loaded again" in result.err
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_stage_comes_back(served: dict[str, Any], sim_run: Any, stage: str) -> None:
+    user = sim_run.result["recommendations"]["user_id"]
+    with Load(served["grpc_url"], user) as load:
+        wait_for(lambda: load.right >= 50)
+        killed = stub_of(served["pid"], stage)
+        os.kill(killed.pid, signal.SIGKILL)
+        wait_for(lambda: load.errors)  # it was felt
+        after = load.right
+        wait_for(lambda: load.right >= after + 200)
+        assert stub_of(served["pid"], stage).pid != killed.pid
+        time.sleep(5)  # what the dead process had taken fails late, a second per batch
+        failed = len(load.errors)
+        steady = load.right
+        wait_for(lambda: load.right >= steady + 100)
+        assert len(load.errors) == failed  # no after-effects
+    assert not load.wrong
+    for error in load.errors:
+        assert "died and is being restarted" in error or "refused the request" in error
