@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from workflow.features.spec import QUERY_GROUPS, FeatureSpec
 from workflow.schema import Contract
@@ -44,6 +45,18 @@ class ModelIO:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+    def schema(self, max_batch_size: int) -> dict[str, Any]:
+        """What a client has to know, as JSON."""
+        parts = {"inputs": self.inputs, "outputs": self.outputs}
+        described = {
+            kind: {
+                t.name: {"dtype": t.dtype, "dims": list(t.dims), "optional": t.optional}
+                for t in tensors
+            }
+            for kind, tensors in parts.items()
+        }
+        return {**described, "max_batch_size": max_batch_size}
 
 
 def id_dtype(contract: Contract, role: str) -> str:
@@ -124,9 +137,10 @@ def _events(contract: Contract) -> ModelIO:
     return ModelIO(tuple(inputs), outputs)
 
 
-def render_config(name: str, io: ModelIO, max_batch_size: int, body: str) -> str:
-    """A config.pbtxt: name, batching, tensors, then `body`."""
+def render_config(name: str, io: ModelIO, max_batch_size: int, version: int, body: str) -> str:
+    """A config.pbtxt: name, batching, the one version, tensors, then `body`."""
     lines = [f'name: "{name}"', f"max_batch_size: {max_batch_size}"]
+    lines.append(f"version_policy: {{ specific: {{ versions: [ {version} ] }} }}")
     for label, tensors in (("input", io.inputs), ("output", io.outputs)):
         lines.append(f"{label} [")
         lines.append(",\n".join(f"  {tensor.render()}" for tensor in tensors))
