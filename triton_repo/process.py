@@ -158,6 +158,9 @@ class TritonServer:
             # A stage whose process died can only be loaded again under explicit control.
             "model-control-mode": "explicit",
             "load-model": "*",
+            # Or else a model that is loaded beside the others, or could not be, would make a
+            # server that answers as before count as not ready.
+            "strict-readiness": "false",
         }
         # The exporter writes complete configurations: no second stub per model at start.
         flags = ["--disable-auto-complete-config"]
@@ -199,6 +202,7 @@ class TritonServer:
             _kill_group(process.pid)  # stubs that outlived the server, or all of them
             process.wait()
             _remove_shared_memory(self._memory_prefix)
+            _remove_shared_memory(f"marquee-{process.pid}-")  # made by the stages themselves
 
     def cpu_seconds(self) -> float:
         """User and system CPU seconds so far of the server and its Python stubs."""

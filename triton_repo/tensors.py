@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from workflow.features.spec import QUERY_GROUPS, FeatureSpec
 from workflow.schema import Contract
@@ -11,6 +12,7 @@ ENSEMBLE = "marquee"
 STAGES = ("query_tower", "retrieval", "ranker")  # the steps of the ensemble
 TIMINGS = tuple(f"{stage}_us" for stage in STAGES)
 EVENTS = "events"  # served beside it
+_LATER_QUEUE = 4  # times the first step's queue: room for all that it lets through
 USES_STATE = ("query_tower", EVENTS)  # models that read or write the online state
 
 
@@ -30,11 +32,31 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Queue:
+    """Requests that may wait for a model, and how long each of them."""
+
+    max_size: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True)
 class ModelIO:
     """What one served model takes and gives."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+    def schema(self, max_batch_size: int) -> dict[str, Any]:
+        """What a client has to know, as JSON."""
+        parts = {"inputs": self.inputs, "outputs": self.outputs}
+        described = {
+            kind: {
+                t.name: {"dtype": t.dtype, "dims": list(t.dims), "optional": t.optional}
+                for t in tensors
+            }
+            for kind, tensors in parts.items()
+        }
+        return {**described, "max_batch_size": max_batch_size}
 
 
 def id_dtype(contract: Contract, role: str) -> str:
@@ -115,9 +137,10 @@ def _events(contract: Contract) -> ModelIO:
     return ModelIO(tuple(inputs), outputs)
 
 
-def render_config(name: str, io: ModelIO, max_batch_size: int, body: str) -> str:
-    """A config.pbtxt: name, batching, tensors, then `body`."""
+def render_config(name: str, io: ModelIO, max_batch_size: int, version: int, body: str) -> str:
+    """A config.pbtxt: name, batching, the one version, tensors, then `body`."""
     lines = [f'name: "{name}"', f"max_batch_size: {max_batch_size}"]
+    lines.append(f"version_policy: {{ specific: {{ versions: [ {version} ] }} }}")
     for label, tensors in (("input", io.inputs), ("output", io.outputs)):
         lines.append(f"{label} [")
         lines.append(",\n".join(f"  {tensor.render()}" for tensor in tensors))
@@ -125,18 +148,36 @@ def render_config(name: str, io: ModelIO, max_batch_size: int, body: str) -> str
     return "\n".join(lines) + "\n" + body
 
 
-def stage_body(io: ModelIO, max_batch_size: int) -> str:
-    """A Python-backend stage: one instance, no queue delay, warm before it is ready."""
+def stage_body(name: str, io: ModelIO, max_batch_size: int, queue: Queue) -> str:
+    """A Python-backend step of the ensemble: one instance, no queue delay, warm before it is ready.
+
+    Only the queue in front of the first step is short: a request that is refused later has
+    wasted the steps before. Through `flow` (templates/common/flow.py) the first step takes no
+    more than the others can do.
+    """
+    first, last = name == STAGES[0], name == STAGES[-1]
+    role = "first" if first else "last" if last else "between"
+    limit = max(1, queue.max_size // 4)
+    policy = queue if first else Queue(_LATER_QUEUE * queue.max_size, queue.timeout_ms)
     warmups = "".join(_warmup(io, size) for size in dict.fromkeys((1, max_batch_size)))
-    return python_body() + warmups
+    flow = f'parameters {{ key: "flow" value: {{ string_value: "{role} {limit}" }} }}\n'
+    preferred = min(limit, max_batch_size) if first else None
+    return python_body(policy, preferred) + flow + warmups
 
 
-def python_body() -> str:
-    """A model that may be ready before it could answer: the events' store may come later."""
+def python_body(queue: Queue, preferred_batch_size: int | None = None) -> str:
+    """A model that may be ready before it could answer: the events' store may come later.
+
+    Requests beyond the queue, and those that wait too long in it, are UNAVAILABLE.
+    """
+    preferred = preferred_batch_size
     return (
         'backend: "python"\n'
         "instance_group [ { count: 1 kind: KIND_CPU } ]\n"
-        "dynamic_batching { max_queue_delay_microseconds: 0 }\n"
+        "dynamic_batching {\n  max_queue_delay_microseconds: 0\n"
+        + (f"  preferred_batch_size: [ {preferred} ]\n" if preferred is not None else "")
+        + f"  default_queue_policy {{ timeout_action: REJECT max_queue_size: {queue.max_size} "
+        f"default_timeout_microseconds: {queue.timeout_ms * 1000} }}\n}}\n"
     )
 
 

@@ -18,15 +18,32 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         config = json.loads(args["model_config"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.required = next(t["name"] for t in config["input"] if not t.get("optional"))
         self.dtypes = {
             tensor["name"]: pb_utils.triton_string_to_numpy(tensor["data_type"])
             for tensor in config["output"]
         }
         # The output that says how long the stage took for the whole batch, where it has one.
         self.timing = next((name for name in self.dtypes if name.endswith("_us")), None)
-        self.stage = load_stage(folder)
+        self.stage = load(folder, "stage").Stage(folder)
+        setting = config["parameters"].get("flow")
+        self.flow = None
+        if setting is not None:
+            flow = load(folder, "flow")
+            self.flow = flow.Flow(setting["string_value"], args["model_version"])
 
     def execute(self, requests):
+        if self.flow is None:
+            return self.answer(requests)
+        rows = sum(map(self._rows, requests))
+        self.flow.begin(rows)
+        try:
+            return self.answer(requests)
+        finally:
+            self.flow.end(rows)
+
+    def answer(self, requests):
+        """One response per request."""
         started = time.perf_counter_ns()
         batches = [self._read(request) for request in requests]
         sizes = [len(next(v for v in batch.values() if v is not None)) for batch in batches]
@@ -46,6 +63,9 @@ class TritonPythonModel:
             self._respond(request, refused.get(i), answer, took_us)
             for i, (request, answer) in enumerate(zip(requests, answers, strict=True))
         ]
+
+    def _rows(self, request):
+        return len(pb_utils.get_input_tensor_by_name(request, self.required).as_numpy())
 
     def _read(self, request):
         tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs}
@@ -82,11 +102,11 @@ def split(outputs, sizes):
     ]
 
 
-def load_stage(folder):
-    """The Stage of stage.py in `folder`, whatever that folder is called."""
+def load(folder, name):
+    """The module `name`.py in `folder`, whatever that folder is called."""
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location("stage", folder / "stage.py")
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Stage(folder)
+    return module
