@@ -78,7 +78,7 @@ def build_index(run: Run, config: Config, report: Report = no_report) -> dict[st
     """
     path = run.require(run.retriever / "candidate_vectors.npy", "retriever", "marquee train")
     vectors = np.load(path, mmap_mode="r", allow_pickle=False)[1:]
-    known, asked = _real_queries(run, config)
+    known, asked = real_queries(run, config)
     num_candidates = min(config.serving.num_candidates, len(vectors))
     report(0, 2, "exact search")
     sample = measure_exact(vectors, known, asked, num_candidates)
@@ -96,7 +96,7 @@ def build_index(run: Run, config: Config, report: Report = no_report) -> dict[st
     return summary
 
 
-def _real_queries(run: Run, config: Config) -> tuple[Vectors, Vectors]:
+def real_queries(run: Run, config: Config) -> tuple[Vectors, Vectors]:
     """Query vectors of requests of the test part: (known, asked), of different users."""
     store = FeatureStore(run)
     spec = FeatureSpec.load(store.root / "spec.json")

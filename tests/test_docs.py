@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docker/*", "workflow/**/*.md", "tests/**/*.md")
+    for pattern in ("*.md", "docker/*", "workflow/**/*.md", "triton_repo/*.md", "tests/**/*.md")
     for path in ROOT.glob(pattern)
     if path.is_file()
 )

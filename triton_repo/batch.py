@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
@@ -25,7 +26,7 @@ import numpy.typing as npt
 
 from triton_repo.batch_part import Answering, PartDone, Worker, answer_part, begin_worker
 from workflow.console import Report, no_report
-from workflow.errors import ConfigError
+from workflow.errors import ConfigError, ServingError
 from workflow.job import locked_folder
 from workflow.run import Run, read_json, storage_errors, swap_folder, write_json
 
@@ -95,7 +96,7 @@ def batch(
         "seconds": of this call, "cpu_s": of answering and writing all parts, "users_per_cpu_s"}.
     Raises:
         ConfigError: `output` holds something else, or the unfinished batch is another one.
-        ServingError: the exported repository changed meanwhile.
+        ServingError: the exported repository changed meanwhile, or a process was killed.
     """
     _check_output(output)
     if resume and _is_finished(output, plan):
@@ -123,7 +124,9 @@ def _answer(
     run: Run, answering: Answering, todo: list[Work], workers: int
 ) -> Iterator[tuple[str, PartDone]]:
     """Make the parts; (file name, what was done) as they come."""
-    if min(workers, len(todo)) <= 1:
+    if not todo:
+        return
+    if min(workers, len(todo)) == 1:
         worker = Worker(run, answering)
         yield from ((path.name, worker.answer_part(path, ids)) for path, ids in todo)
         return
@@ -137,6 +140,11 @@ def _answer(
         try:
             for future in as_completed(names):
                 yield names[future], future.result()
+        except BrokenProcessPool:
+            raise ServingError(
+                "a process of the batch was killed, perhaps for want of memory",
+                next_step="the same command with --resume and fewer --workers",
+            ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

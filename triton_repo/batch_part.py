@@ -156,18 +156,25 @@ def _ids(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = None) ->
 
 
 # --- worker processes ----------------------------------------------------------------------------
-_worker: list[Worker] = []
+class _Process:
+    """What a worker process works with; made when it is asked first, so that errors are told."""
+
+    folder: Path
+    answering: Answering
+    worker: Worker | None = None
 
 
 def begin_worker(folder: Path, answering: Answering, parent: int) -> None:
-    """Load the stages in a new process, which Ctrl-C leaves to its parent and dies with it."""
+    """Prepare a new process, which leaves Ctrl-C to its parent and dies with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
     if os.getppid() != parent:
         raise SystemExit("the parent process died")
-    _worker.append(Worker(Run(folder), answering))
+    _Process.folder, _Process.answering = folder, answering
 
 
 def answer_part(path: Path, user_ids: npt.NDArray[Any]) -> PartDone:
     """`Worker.answer_part` of this process."""
-    return _worker[0].answer_part(path, user_ids)
+    if _Process.worker is None:
+        _Process.worker = Worker(Run(_Process.folder), _Process.answering)
+    return _Process.worker.answer_part(path, user_ids)

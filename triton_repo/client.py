@@ -15,14 +15,21 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from triton_repo.access import NOBODY, Credentials, connect
+from triton_repo.tensors import TIMINGS
 from workflow.errors import ServingError, StateUnavailableError
 
 MODEL, EVENTS = "marquee", "events"
 _REQUEST_INPUTS = ("user_id", "top_k", "time")  # every other input is a context column
+_ANSWER = ("video_id", "score", "status")
 _INTEGERS: dict[str, np.dtype[np.signedinteger[Any]]] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
 }
+
+
+def front_model(name: str | None) -> str:
+    """The ensemble that answers for the live bundle, or for the one deployed under a name."""
+    return MODEL if name is None else f"{MODEL}_{name}"
 
 
 class Status(IntEnum):
@@ -42,11 +49,16 @@ class Recommendation(NamedTuple):
         video_ids: raw ids, int64 or str (dtype object), [K].
         scores: float32 [K], high to low.
         status: how the page came about.
+        version: of the bundle that answered.
+        stage_us: microseconds that each stage took for the batch that the request was in, where
+            that was asked for.
     """
 
     video_ids: npt.NDArray[Any]
     scores: npt.NDArray[np.float32]
     status: Status
+    version: int
+    stage_us: dict[str, int] | None = None
 
 
 class UserEvents(NamedTuple):
@@ -76,12 +88,19 @@ class Client:
         url: host:port of the server's gRPC endpoint.
         timeout_s: the longest that one call may take.
         credentials: keys that the server wants, and the certificates to trust.
+        name: ask the bundle that is deployed under this name instead of the live one.
     """
 
     def __init__(
-        self, url: str, timeout_s: float = 5.0, *, credentials: Credentials = NOBODY
+        self,
+        url: str,
+        timeout_s: float = 5.0,
+        *,
+        credentials: Credentials = NOBODY,
+        name: str | None = None,
     ) -> None:
         self.url = url
+        self.model = front_model(name)
         self.timeout_s = timeout_s
         self._client = connect(url, credentials)
         self._inputs: dict[str, dict[str, Input]] = {}
@@ -100,12 +119,13 @@ class Client:
     def close(self) -> None:
         self._client.close()
 
-    def inputs(self, model: str = MODEL) -> dict[str, Input]:
-        """Inputs of a served model by name; asked once.
+    def inputs(self, model: str | None = None) -> dict[str, Input]:
+        """Inputs of a served model by name, of the ensemble if none is given; asked once.
 
         Raises:
             ServingError: no server answers, or it does not serve the model.
         """
+        model = model or self.model
         if model not in self._inputs:
             try:
                 answer = self._client.get_model_config(
@@ -133,6 +153,7 @@ class Client:
         top_k: int | None = None,
         time: int | None = None,
         context: dict[str, str | int | None] | None = None,
+        timing: bool = False,
     ) -> Recommendation:
         """The best videos for a user now.
 
@@ -141,6 +162,7 @@ class Client:
             top_k: how many videos; None means the server's default.
             time: Unix seconds of the request; None means the server's choice.
             context: context column -> value; a column left out or None counts as null.
+            timing: ask how long each stage took too.
         Raises:
             ServingError: a value or name the server does not take, or no (good) answer.
         """
@@ -153,7 +175,8 @@ class Client:
                 expected="one of " + (", ".join(known) if known else "none: this data has none"),
             )
         values = {"user_id": user_id, "top_k": top_k, "time": time, **context}
-        return _recommendation(self._infer(MODEL, values))
+        wanted = _ANSWER + (TIMINGS if timing else ())
+        return _recommendation(self._infer(self.model, values, wanted))
 
     def watched(
         self,
@@ -195,20 +218,29 @@ class Client:
         """How many requests the ensemble has answered with success since the server started."""
         try:
             answer = self._client.get_inference_statistics(
-                MODEL, as_json=True, client_timeout=self.timeout_s
+                self.model, as_json=True, client_timeout=self.timeout_s
             )
         except InferenceServerException as error:
-            raise self._error(error) from error
+            raise self._error(error, self.model) from error
         # Protobuf's JSON leaves zeros out and writes 64-bit numbers as text.
         success = answer["model_stats"][0].get("inference_stats", {}).get("success", {})
         return int(success.get("count", 0))
 
-    def _infer(self, model: str, values: dict[str, Any]) -> Any:
-        """The answer to one request; values that are None are left out."""
+    def _infer(self, model: str, values: dict[str, Any], wanted: tuple[str, ...] = ()) -> Any:
+        """The answer to one request; values that are None are left out.
+
+        Args:
+            wanted: the outputs to ask for; all if empty.
+        """
         given = {name: value for name, value in values.items() if value is not None}
         tensors = [self._tensor(model, name, value) for name, value in given.items()]
         try:
-            return self._client.infer(model, tensors, client_timeout=self.timeout_s)
+            return self._client.infer(
+                model,
+                tensors,
+                outputs=[grpc.InferRequestedOutput(name) for name in wanted] or None,
+                client_timeout=self.timeout_s,
+            )
         except InferenceServerException as error:
             raise self._error(error, model) from error
 
@@ -221,7 +253,7 @@ class Client:
         tensor.set_data_from_numpy(array)
         return tensor
 
-    def _error(self, error: InferenceServerException, model: str = MODEL) -> ServingError:
+    def _error(self, error: InferenceServerException, model: str) -> ServingError:
         status, message = str(error.status()), _one_line(error.message())
         _, is_state, reason = message.partition("the online state is unavailable: ")
         if is_state:
@@ -278,7 +310,15 @@ def _recommendation(answer: Any) -> Recommendation:
     if video_ids.dtype == np.object_:
         video_ids = np.array([one.decode() for one in video_ids], dtype=np.object_)
     status = Status(int(answer.as_numpy("status").ravel()[0]))
-    return Recommendation(video_ids, answer.as_numpy("score")[0], status)
+    version = int(answer.get_response().model_version)
+    scores = answer.as_numpy("score")[0]
+    return Recommendation(video_ids, scores, status, version, _stage_us(answer))
+
+
+def _stage_us(answer: Any) -> dict[str, int] | None:
+    if answer.get_output(TIMINGS[0]) is None:
+        return None
+    return {name.removesuffix("_us"): int(answer.as_numpy(name)[0, 0]) for name in TIMINGS}
 
 
 def _user_events(answer: Any) -> UserEvents:
@@ -287,4 +327,4 @@ def _user_events(answer: Any) -> UserEvents:
 
 def _one_line(message: str) -> str:
     message = re.sub(r"\[request id: \S+\] ", "", message.partition(" NOTE: ")[0])
-    return " ".join(message.split()).removeprefix(f"in ensemble '{MODEL}', ")
+    return re.sub(r"^in ensemble '\w+', ", "", " ".join(message.split()))

@@ -5,8 +5,9 @@ What is written runs alone: no import of ours, no absolute path, no pickle.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from models.ranker import load_ranker
 from models.retriever import load_two_tower
 from models.two_tower import output_dim
 from models.weights import fold_videos, query_weights, ranker_weights
+from triton_repo.bundle import read_bundle, seal
 from triton_repo.graph import Slot, save_graph
 from triton_repo.quantise import quantised
 from triton_repo.query_graph import query_tower_graph
@@ -27,6 +29,7 @@ from triton_repo.tensors import (
     EVENTS,
     STAGES,
     USES_STATE,
+    ModelIO,
     ensemble_body,
     longest_history,
     model_tensors,
@@ -36,6 +39,7 @@ from triton_repo.tensors import (
 )
 from workflow.config import Config
 from workflow.console import Report, no_report
+from workflow.errors import BundleError
 from workflow.features.encoded import FeatureStore
 from workflow.features.fitted import CompiledTable
 from workflow.features.spec import FIRST_VALUE, QUERY_GROUPS, Feature, FeatureSpec
@@ -43,7 +47,6 @@ from workflow.run import Run, read_json, replaced_folder, write_json
 from workflow.schema import Contract
 
 TEMPLATES = Path(__file__).parent / "templates"
-VERSION = 1
 
 
 def export_repository(
@@ -52,11 +55,12 @@ def export_repository(
     """Write the model repository; the one that was there before stays until this one is whole.
 
     Returns:
-        {"models", "num_files", "megabytes"}.
+        {"version", "models", "num_files", "megabytes"}.
     """
     run.require(run.index / "index.faiss", "index", "marquee index")
+    version = _next_version(run.repository)
     with replaced_folder(run.repository) as folder:
-        exporter = _Exporter(run, config, contract, folder)
+        exporter = _Exporter(run, config, contract, folder, version)
         steps = (
             exporter.query_tower, exporter.retrieval, exporter.ranker, exporter.events_model,
             exporter.configs,
@@ -64,31 +68,31 @@ def export_repository(
         for done, step in enumerate(steps):
             report(done, len(steps), step.__name__.replace("_", " "))
             step()
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        write_json(folder / "bundle.json", _manifest(folder, files))
-    size = sum(path.stat().st_size for path in run.repository.rglob("*") if path.is_file())
+        seal(folder, version, exporter.schema)
+    sizes = [path.stat().st_size for path in run.repository.rglob("*") if path.is_file()]
     return {
+        "version": version,
         "models": [ENSEMBLE, *STAGES, EVENTS],
-        "num_files": len(files) + 1,
-        "megabytes": round(size / 1e6, 1),
+        "num_files": len(sizes),
+        "megabytes": round(sum(sizes) / 1e6, 1),
     }
 
 
-def _manifest(folder: Path, files: list[Path]) -> dict[str, Any]:
-    """What belongs together: version, and the SHA-256 of every file."""
-    hashes = {}
-    for path in files:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        hashes[str(path.relative_to(folder))] = digest
-    return {"version": VERSION, "sha256": hashes}
+def _next_version(repository: Path) -> int:
+    """The UTC second, above the version of what is replaced."""
+    with suppress(BundleError):
+        return max(int(time.time()), read_bundle(repository).version + 1)
+    return int(time.time())
 
 
 class _Exporter:
     """What the stages' folders are made from."""
 
-    def __init__(self, run: Run, config: Config, contract: Contract, folder: Path) -> None:
-        self.run, self.config, self.contract, self.folder = run, config, contract, folder
+    def __init__(
+        self, run: Run, config: Config, contract: Contract, folder: Path, version: int
+    ) -> None:
+        self.run, self.config, self.contract = run, config, contract
+        self.folder, self.version = folder, version
         self.store = FeatureStore(run)
         self.spec = FeatureSpec.load(self.store.root / "spec.json")
         self.tables = FeatureTables(self.store, self.spec)
@@ -224,18 +228,21 @@ class _Exporter:
                 if name == EVENTS
                 else stage_body(name, tensors[name], batch, self.config.serving.max_in_flight)
             )
-            text = render_config(name, tensors[name], batch, body)
-            (self.folder / name / "config.pbtxt").write_text(text)
-        (self.folder / ENSEMBLE / str(VERSION)).mkdir(parents=True)
+            self._config(name, tensors[name], body)
+        folder = self.folder / ENSEMBLE / str(self.version)
+        folder.mkdir(parents=True)
         # Triton needs the version folder; git and some copy tools drop empty ones.
-        (self.folder / ENSEMBLE / str(VERSION) / "README").write_text(
-            "The ensemble has no files.\n"
-        )
-        text = render_config(ENSEMBLE, tensors[ENSEMBLE], batch, ensemble_body(tensors, VERSION))
-        (self.folder / ENSEMBLE / "config.pbtxt").write_text(text)
+        (folder / "README").write_text("The ensemble has no files.\n")
+        self._config(ENSEMBLE, tensors[ENSEMBLE], ensemble_body(tensors, self.version))
+        self.schema = tensors[ENSEMBLE].schema(batch)
+
+    def _config(self, name: str, io: ModelIO, body: str) -> None:
+        batch = self.config.serving.max_batch_size
+        text = render_config(name, io, batch, self.version, body)
+        (self.folder / name / "config.pbtxt").write_text(text)
 
     def _stage(self, name: str) -> Path:
-        target = self.folder / name / str(VERSION)
+        target = self.folder / name / str(self.version)
         target.mkdir(parents=True)
         code = [TEMPLATES / "common" / "model.py", *sorted((TEMPLATES / name).glob("*.py"))]
         if name in STAGES:

@@ -11,7 +11,7 @@ from typing import Any
 from workflow.config import Config
 from workflow.errors import ConfigError
 
-INDEX_KINDS = ("flat", "ivf", "hnsw")
+INDEX_KINDS = ("flat", "ivf", "ivf_fp16", "hnsw")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,10 @@ class Index:
     recall: float
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "flat" else f"{self.kind}:{self.recall:g}"
+        return self.kind if self.kind == "flat" else f"{self.kind}@{self.recall:g}"
+
+
+DEFAULT_INDEXES = (Index("flat", 1.0), Index("ivf", 0.9), Index("ivf_fp16", 0.99))
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Configuration:
         """Short and unique in a sweep; also the name of its folder."""
         layers = "x".join(map(str, self.layers))
         ranker = f"{self.ranker}-{layers}" if layers else self.ranker
-        return f"{self.num_candidates}-{self.index}-{ranker}".replace(":", "")
+        return f"{self.num_candidates}-{self.index}-{ranker}"
 
     def words(self, present: Configuration) -> list[str]:
         """Values of --set that make this configuration of a run that is served as `present`."""
@@ -139,14 +142,14 @@ class Sweep:
     ) -> list[Configuration]:
         """The grid around the present configuration.
 
-        By default a quarter to four times the present candidates (at least a page, at most half
-        the catalogue), the present index beside exact search and a loose IVF, and the ranker as
-        trained, in 8 bits, and left out.
+        By default a quarter to twice the present candidates (at least a page, at most half the
+        catalogue), the present index beside exact search, a loose IVF and one in half precision,
+        and the ranker as trained, in 8 bits, and left out.
         """
-        scaled = [present.num_candidates * n // 4 for n in (1, 2, 4, 8, 16)]
+        scaled = [present.num_candidates * n // 4 for n in (1, 2, 4, 8)]
         most = max(min(num_videos // 2, 2_000), present.num_candidates)
         counts = [n for n in self.num_candidates or scaled if top_k <= n <= most]
-        indexes = self.indexes or (present.index, Index("flat", 1.0), Index("ivf", 0.9))
+        indexes = self.indexes or (present.index, *DEFAULT_INDEXES)
         rankers = self.rankers or ("fp32", "int8", "none")
         unknown = sorted(set(rankers) - {"fp32", "int8", "none"})
         if unknown:

@@ -22,8 +22,10 @@ RANKERS = {
     "none": "order of retrieval",
     "other": "ranker of another size",
 }
-SHAPES = {"flat": "circle", "ivf": "square", "hnsw": "triangle"}
-KINDS = {"flat": "exact search", "ivf": "IVF", "hnsw": "HNSW"}
+SHAPES = {"flat": "circle", "ivf": "square", "ivf_fp16": "diamond", "hnsw": "triangle"}
+KINDS = {
+    "flat": "exact search", "ivf": "IVF", "ivf_fp16": "IVF in half precision", "hnsw": "HNSW",
+}  # fmt: skip
 
 
 def write_page(result: dict[str, Any], path: Path) -> Path:
@@ -213,7 +215,8 @@ def _dot(point: Point, cost: Cost, best: str, x: Ratios, y: Axis) -> dict[str, A
 
 
 def _label(point: Point) -> str:
-    index = "" if point["index"]["kind"] == "flat" else f" {point['index']['kind']}"
+    kind = point["index"]["kind"].replace("_", " ")
+    index = "" if kind == "flat" else f" {kind}"
     size = " " + "-".join(map(str, point["layers"])) if point["layers"] else ""
     ranker = {"fp32": "", "int8": " int8", "none": " no ranker"}[point["ranker"]]
     return f"{point['num_candidates']}{index}{ranker}{size}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from triton_repo.bundle import read_bundle
 from triton_repo.client import UserEvents
 from triton_repo.tensors import EVENTS, STAGES, USES_STATE
 from workflow.errors import StateUnavailableError
@@ -24,6 +24,7 @@ class LocalPipeline:
         state: where users' events since the export are (triton_repo.state); None: nowhere.
     Raises:
         MissingArtifactError: nothing was exported yet.
+        BundleError: what was exported is not complete.
     """
 
     def __init__(self, run: Run, state: str | None = None) -> None:
@@ -73,13 +74,13 @@ def stage_folder(run: Run, name: str) -> Path:
     Raises:
         MissingArtifactError: nothing was exported yet.
     """
-    return run.require(run.repository, "model repository", "marquee export") / name / "1"
+    folder = run.require(run.repository, "model repository", "marquee export")
+    return folder / name / str(read_bundle(folder).version)
 
 
 def bundle_key(run: Run) -> str:
-    """SHA-256 of the repository's own list of file hashes: another export gives another key."""
-    path = run.require(run.repository / "bundle.json", "model repository", "marquee export")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Changes with every export."""
+    return read_bundle(run.require(run.repository, "model repository", "marquee export")).seal
 
 
 def _module(name: str, path: Path) -> ModuleType:

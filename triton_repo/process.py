@@ -158,6 +158,9 @@ class TritonServer:
             # A stage whose process died can only be loaded again under explicit control.
             "model-control-mode": "explicit",
             "load-model": "*",
+            # Or else a model that is loaded beside the others, or could not be, would make a
+            # server that answers as before count as not ready.
+            "strict-readiness": "false",
         }
         # The exporter writes complete configurations: no second stub per model at start.
         flags = ["--disable-auto-complete-config"]

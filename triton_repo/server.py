@@ -1,4 +1,8 @@
-"""Serve a run: in the foreground for `marquee serve`, or for as long as another verb needs it."""
+"""Serve a run: in the foreground for `marquee serve`, or for as long as another verb needs it.
+
+What concerns the foreground and the endpoint file is the same for a run and for a deployment
+folder; both are a `Place`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from triton_repo.access import NOBODY, Access, Credentials
+from triton_repo.bundle import verified_bundle
 from triton_repo.ports import free_ports
 from triton_repo.process import TritonServer, http_ready, tree_cpu_seconds
 from triton_repo.state import state_of
@@ -26,9 +31,22 @@ __all__ = ["RunningServer", "TritonServer", "find_server", "free_ports", "runnin
 LOG_NAME = "triton.log"
 
 
+class Place(Protocol):
+    """A folder that is served: a run or a deployment."""
+
+    @property
+    def root(self) -> Path: ...
+    @property
+    def repository(self) -> Path: ...
+    @property
+    def endpoint_file(self) -> Path: ...
+    @property
+    def logs(self) -> Path: ...
+
+
 @dataclass(frozen=True)
 class RunningServer:
-    """A ready server of a run."""
+    """A ready server."""
 
     grpc_url: str
     http_url: str
@@ -62,11 +80,13 @@ def serve(
     Raises:
         ConfigError: no such kind of state.
         MissingArtifactError: nothing was exported.
+        BundleError: what was exported is incomplete or was changed.
         ServingError: the server does not start, dies, or the run is served already.
         KeyboardInterrupt: stopped before it was ready.
     """
     repository = _repository(run)
-    _refuse_second_server(run)
+    refuse_second_server(run)
+    verified_bundle(repository)
     server = TritonServer(
         repository,
         grpc_port=grpc_port,
@@ -76,19 +96,31 @@ def serve(
         state=state_of(run, state),
         log_file=run.logs / LOG_NAME,
     )
-    key = _repository_key(repository)
+    foreground(run, nullcontext(server), output, f"marquee recommend --run {run} --user ID")
+
+
+def foreground(
+    place: Place, prepared: AbstractContextManager[TritonServer], output: Output, next_step: str
+) -> None:
+    """Start the server that `prepared` yields, announce it, and wait for a stop signal.
+
+    `prepared` ends as soon as the endpoint file is written.
+    """
+    server: TritonServer | None = None
     with _stop_signals_interrupt() as ignore_signals:
         try:
-            with output.stage("Start Triton"):
+            with output.stage("Start Triton"), prepared as server:
+                key = _repository_key(place.repository)
                 server.start()
-            endpoint = _publish(run, server, key)
-            _announce(run, output, endpoint)
+                endpoint = _publish(place, server, key)
+            _announce(place, output, endpoint, next_step)
             _warn(server.access, output)
             _wait(server, output)
         finally:
             ignore_signals()  # a second Ctrl-C must not leave half a stop behind
-            run.endpoint_file.unlink(missing_ok=True)
-            server.stop()
+            if server is not None:
+                place.endpoint_file.unlink(missing_ok=True)
+                server.stop()
     output.say("Triton stopped.")
 
 
@@ -97,7 +129,7 @@ def find_server(run: Run) -> str | None:
 
     A server that was started before the last export is not counted: its answers are old.
     """
-    found = _live_server(run)
+    found = live_server(run)
     return found.grpc_url if found is not None and _is_current(run) else None
 
 
@@ -107,13 +139,15 @@ def running_server(run: Run) -> Iterator[RunningServer]:
 
     Raises:
         MissingArtifactError: nothing was exported.
+        BundleError: what was exported is incomplete or was changed.
         ServingError: the server does not start.
     """
     repository = _repository(run)
-    found = _live_server(run)
+    found = live_server(run)
     if found is not None and _is_current(run):
         yield found
         return
+    verified_bundle(repository)
     grpc_port, http_port, metrics_port = free_ports(3)
     with TritonServer(
         repository,
@@ -146,15 +180,15 @@ def _is_current(run: Run) -> bool:
 
 
 # --- the endpoint file ---------------------------------------------------------------------------
-def _endpoint(run: Run) -> dict[str, Any]:
+def _endpoint(place: Place) -> dict[str, Any]:
     try:
-        endpoint = read_json(run.endpoint_file)
+        endpoint = read_json(place.endpoint_file)
     except (OSError, ValueError):
         return {}
     return endpoint if isinstance(endpoint, dict) else {}
 
 
-def _publish(run: Run, server: TritonServer, repository_key: str) -> dict[str, Any]:
+def _publish(place: Place, server: TritonServer, repository_key: str) -> dict[str, Any]:
     import psutil
 
     endpoint = {
@@ -164,26 +198,32 @@ def _publish(run: Run, server: TritonServer, repository_key: str) -> dict[str, A
         "http_url": server.http_url,
         "metrics_url": server.metrics_url,
         "repository_key": repository_key,
-        "folder": run.root.stat().st_ino,
+        "folder": place.root.stat().st_ino,
     }
     keys = {"credentials": asdict(server.credentials)}
-    write_json(run.endpoint_file, endpoint | keys, private=True)
+    write_json(place.endpoint_file, endpoint | keys, private=True)
     return endpoint
 
 
-def _live_server(run: Run) -> RunningServer | None:
+def live_server(place: Place) -> RunningServer | None:
     """What the endpoint file names, if that very process still runs and is ready."""
-    endpoint = _endpoint(run)
+    server = running_process(place)
+    return server if server is not None and http_ready(server.http_url) else None
+
+
+def running_process(place: Place) -> RunningServer | None:
+    """What the endpoint file names, if that very process still runs, ready or not."""
+    endpoint = _endpoint(place)
     try:
         urls = {name: endpoint[name] for name in ("grpc_url", "http_url", "metrics_url")}
         credentials = Credentials(**endpoint["credentials"])
         server = RunningServer(**urls, pid=endpoint["pid"], credentials=credentials)
         # The file may have been copied along with the run; then another folder is served.
-        ours = endpoint["folder"] == run.root.stat().st_ino
+        ours = endpoint["folder"] == place.root.stat().st_ino
         alive = ours and _is_process(server.pid, endpoint["started_at"])
     except (KeyError, TypeError):
         return None
-    return server if alive and http_ready(server.http_url) else None
+    return server if alive else None
 
 
 def _is_process(pid: int, started_at: float) -> bool:
@@ -195,11 +235,12 @@ def _is_process(pid: int, started_at: float) -> bool:
         return False
 
 
-def _refuse_second_server(run: Run) -> None:
-    live = _live_server(run)
+def refuse_second_server(place: Place) -> None:
+    """Raises ServingError when the place has a live server."""
+    live = live_server(place)
     if live is not None:
         raise ServingError(
-            f"run {run} is served already",
+            f"{place} is served already",
             found=f"gRPC at {live.grpc_url} (process {live.pid})",
             next_step="stop that `marquee serve` first",
         )
@@ -230,12 +271,12 @@ def _stop_signals_interrupt() -> Iterator[Callable[[], None]]:
             signal.signal(number, handler)
 
 
-def _announce(run: Run, output: Output, endpoint: dict[str, Any]) -> None:
+def _announce(place: Place, output: Output, endpoint: dict[str, Any], next_step: str) -> None:
     output.finish(
         {**endpoint, "serve_pid": os.getpid()},
-        made=f"Serving {run}: gRPC {endpoint['grpc_url']}, HTTP {endpoint['http_url']}, "
+        made=f"Serving {place}: gRPC {endpoint['grpc_url']}, HTTP {endpoint['http_url']}, "
         f"metrics {endpoint['metrics_url']}. Ctrl-C stops it.",
-        next_step=f"marquee recommend --run {run} --user ID",
+        next_step=next_step,
     )
 
 

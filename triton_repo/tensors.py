@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from workflow.features.spec import QUERY_GROUPS, FeatureSpec
 from workflow.schema import Contract
 
 ENSEMBLE = "marquee"
 STAGES = ("query_tower", "retrieval", "ranker")  # the steps of the ensemble
+TIMINGS = tuple(f"{stage}_us" for stage in STAGES)
 EVENTS = "events"  # served beside it
 USES_STATE = ("query_tower", EVENTS)  # models that read or write the online state
 
@@ -34,6 +36,18 @@ class ModelIO:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+    def schema(self, max_batch_size: int) -> dict[str, Any]:
+        """What a client has to know, as JSON."""
+        parts = {"inputs": self.inputs, "outputs": self.outputs}
+        described = {
+            kind: {
+                t.name: {"dtype": t.dtype, "dims": list(t.dims), "optional": t.optional}
+                for t in tensors
+            }
+            for kind, tensors in parts.items()
+        }
+        return {**described, "max_batch_size": max_batch_size}
 
 
 def id_dtype(contract: Contract, role: str) -> str:
@@ -81,15 +95,18 @@ def model_tensors(
         Tensor("status", "INT32", (1,)),
     )
     candidate_score = Tensor("candidate_score", "FP32", (num_candidates,))
+    # Made only for requests that ask for them: microseconds of the batch that a request was in.
+    query_us, retrieval_us, ranker_us = (Tensor(name, "INT32", (1,)) for name in TIMINGS)
     ticket = Tensor("ticket", "INT32", (1,), optional=True)  # templates/common/admission.py
+    given = replace(ticket, optional=False)
     ranked = (candidates, candidate_score, *features, moment, status, top_k, ticket)
     return {
-        "query_tower": ModelIO(
-            request, (*search, *features, moment, status, replace(ticket, optional=False))
+        "query_tower": ModelIO(request, (*search, *features, moment, status, given, query_us)),
+        "retrieval": ModelIO(search, (candidates, candidate_score, retrieval_us)),
+        "ranker": ModelIO(ranked, (*answer, ranker_us)),
+        ENSEMBLE: ModelIO(
+            (request[0], top_k, *request[1:]), (*answer, query_us, retrieval_us, ranker_us)
         ),
-        "retrieval": ModelIO(search, (candidates, candidate_score)),
-        "ranker": ModelIO(ranked, answer),
-        ENSEMBLE: ModelIO((request[0], top_k, *request[1:]), answer),
         EVENTS: _events(contract),
     }
 
@@ -113,9 +130,10 @@ def _events(contract: Contract) -> ModelIO:
     return ModelIO(tuple(inputs), outputs)
 
 
-def render_config(name: str, io: ModelIO, max_batch_size: int, body: str) -> str:
-    """A config.pbtxt: name, batching, tensors, then `body`."""
+def render_config(name: str, io: ModelIO, max_batch_size: int, version: int, body: str) -> str:
+    """A config.pbtxt: name, batching, the one version, tensors, then `body`."""
     lines = [f'name: "{name}"', f"max_batch_size: {max_batch_size}"]
+    lines.append(f"version_policy: {{ specific: {{ versions: [ {version} ] }} }}")
     for label, tensors in (("input", io.inputs), ("output", io.outputs)):
         lines.append(f"{label} [")
         lines.append(",\n".join(f"  {tensor.render()}" for tensor in tensors))

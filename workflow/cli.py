@@ -49,6 +49,10 @@ SetOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON object on standard output, progress on error.")
 ]
+DeploymentOption = Annotated[
+    Path | None,
+    typer.Option("--deployment", metavar="DIR", help="Deployment folder (runs/deployment)."),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Do it even if nothing changed.")]
 UserOption = Annotated[str | None, typer.Option("--user", metavar="ID", help="Raw user id.")]
 TopKOption = Annotated[int, typer.Option("--top-k", help="How many videos to return.")]
@@ -320,4 +324,9 @@ def init(
     write_draft(folder, to, Output(json), force=force)
 
 
-from workflow import cli_batch, cli_serving, cli_user  # noqa: E402, F401  (they add their verbs to `app`)
+from workflow import (  # noqa: E402  (they add their verbs to `app`)
+    cli_batch,  # noqa: F401
+    cli_deploy,  # noqa: F401
+    cli_serving,  # noqa: F401
+    cli_user,  # noqa: F401
+)

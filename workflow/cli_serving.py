@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.cli import JsonOption, RunOption, StateOption, _existing, app
+from workflow.cli import DeploymentOption, JsonOption, RunOption, StateOption, _existing, app
 from workflow.console import Output
 
 
@@ -36,14 +36,19 @@ def serve(
         typer.Option("--api-key-file", metavar="FILE", help="Key that clients have to show."),
     ] = None,
     state: StateOption = None,
+    deployment: DeploymentOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Serve the run with Triton until Ctrl-C."""
+    """Serve a run, or what is deployed in a folder, with Triton until Ctrl-C."""
     from triton_repo.access import open_access
+    from triton_repo.deploy import serve_deployment
     from triton_repo.server import serve as serve_run
 
-    job = _existing(run)
+    ports, output = (grpc_port, http_port, metrics_port), Output(json)
     access = open_access(
         host, tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca, api_key_file=api_key_file
     )
-    serve_run(job.run, grpc_port, http_port, metrics_port, Output(json), access=access, state=state)
+    if deployment is not None:
+        serve_deployment(deployment, run, *ports, output, access=access, state=state)
+    else:
+        serve_run(_existing(run).run, *ports, output, access=access, state=state)

@@ -42,9 +42,11 @@ def watch(
     run: RunOption = None,
     at: AtOption = None,
     label: Annotated[
-        int | None, typer.Option(min=0, max=1, help="1 if the user liked it, 0 if not.")
+        int | None, typer.Option(min=0, max=1, help="The label, 1 or 0, where the data has one.")
     ] = None,
-    watch_s: Annotated[float | None, typer.Option(min=0, help="Seconds watched.")] = None,
+    watch_s: Annotated[
+        float | None, typer.Option(min=0, help="Seconds watched, where the data has them.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Tell what a user watched; the next answer for this user knows it."""

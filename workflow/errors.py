@@ -8,6 +8,7 @@ MarqueeError                 anything a user can act on; the CLI prints it as on
 ├── StorageError             the disk refused a write
 ├── TrainingError            a model could not be trained
 ├── ExportError              a model repository could not be written
+├── BundleError              a bundle is incomplete, changed or does not fit the live one
 └── ServingError             the server could not start, answer or be reached
     └── StateUnavailableError  the users' events since the export cannot be read or written
 """
@@ -72,6 +73,10 @@ class TrainingError(MarqueeError):
 
 class ExportError(MarqueeError):
     """A model repository could not be written."""
+
+
+class BundleError(MarqueeError):
+    """A bundle is incomplete, changed or does not fit the live one."""
 
 
 class ServingError(MarqueeError):

@@ -40,7 +40,7 @@ from workflow.run import Run, read_json, write_bytes, write_json
 
 MEASURE_ALL = 12  # configurations; of more, only those that might be on the frontier are measured
 BEFORE_RANKER = ("validate", "features", "train_retriever")
-WINDOWS = 3  # measurements of each, whose median counts
+ROUNDS = 3  # measurements of each, whose median counts
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Frontier:
         index = [word for word in words if word.startswith(("index.", "serving.num_candidates"))]
         indexed = self.job
         if index:
-            folder = Path("indexes") / f"{one.num_candidates}-{one.index}".replace(":", "")
+            folder = Path("indexes") / f"{one.num_candidates}-{one.index}"
             indexed = self._part(folder, index, *BEFORE_RANKER)
             run_stages(indexed, quiet, ("index",))
         job = self._part(Path("points") / one.name, words, *BEFORE_RANKER)
@@ -160,27 +160,46 @@ class Frontier:
 
     # --- latency and CPU -------------------------------------------------------------------------
     def _measure(self, points: Sequence[Point], report: Report) -> None:
-        for done, point in enumerate(points):
-            report(done, len(points), point["name"])
-            run = Run(self.job.run.frontier / "points" / point["name"])
-            how = {"concurrency": self.sweep.concurrency, "duration_s": self.sweep.duration_s}
-            known = None if self.force else self._known(run, "load")
-            if known is None or {name: known[name] for name in how} != how:
-                known = how | self._loaded(run)
-                self._remember(run, "load", known)
-            point["load"] = known
+        """Rounds in which every configuration has its turn, so that what else the machine does
+        meets all of them; what an interrupted call has measured counts.
+        """
+        names = [point["name"] for point in points]
+        rounds = {name: self._measured(name) for name in names}
+        for turn in range(ROUNDS):
+            for place, name in enumerate(names):
+                done, total = turn * len(names) + place, ROUNDS * len(names)
+                report(done, total, f"round {turn + 1} of {ROUNDS}: {name}")
+                if len(rounds[name]) <= turn:
+                    rounds[name].append(self._load(self._point_run(name)))
+                    load = {**self._how(), "rounds": rounds[name]}
+                    self._remember(self._point_run(name), "load", load)
+        for point in points:
+            measured = rounds[point["name"]]
+            point["load"] = {key: median(one[key] for one in measured) for key in measured[0]}
 
-    def _loaded(self, run: Run) -> dict[str, float]:
-        """Medians of the measurements of one configuration under a real server."""
-        concurrencies = (self.sweep.concurrency,) * WINDOWS
-        results = bench(run, concurrencies=concurrencies, duration_s=self.sweep.duration_s)[
-            "results"
-        ]
-        middle = {name: median(one[name] for one in results) for name in results[0]}
+    def _how(self) -> dict[str, float]:
+        return {"concurrency": self.sweep.concurrency, "duration_s": self.sweep.duration_s}
+
+    def _measured(self, name: str) -> list[dict[str, float]]:
+        """Rounds that were measured in the same way before."""
+        known = self._known(self._point_run(name), "load") or {}
+        same = all(known.get(key) == value for key, value in self._how().items())
+        rounds: list[dict[str, float]] = known["rounds"] if same and not self.force else []
+        return rounds
+
+    def _load(self, run: Run) -> dict[str, float]:
+        """One measurement of a configuration under a real server."""
+        measured = bench(
+            run, concurrencies=(self.sweep.concurrency,), duration_s=self.sweep.duration_s
+        )
+        [one] = measured["results"]
         return {
-            **{name: middle[name] for name in ("p50_ms", "p99_ms", "requests_per_s")},
-            "cpu_s_per_1000": middle["server_cpu_ms_per_request"],
+            **{name: one[name] for name in ("p50_ms", "p99_ms", "requests_per_s")},
+            "cpu_s_per_1000": one["server_cpu_ms_per_request"],
         }
+
+    def _point_run(self, name: str) -> Run:
+        return Run(self.job.run.frontier / "points" / name)
 
     # --- what is known ---------------------------------------------------------------------------
     def _known(self, run: Run, what: str) -> dict[str, Any] | None:

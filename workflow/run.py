@@ -210,7 +210,8 @@ def swap_folder(new: Path, target: Path) -> None:
             old.rename(target)
         raise
     _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    for one in target.parent.glob(f".{target.name}.old-*"):  # one that a kill left, too
+        shutil.rmtree(one, ignore_errors=True)
 
 
 def _remove_leftovers(target: Path) -> None:

@@ -47,7 +47,7 @@ class Case:
 
     def send(self, state: Path, events: pd.DataFrame) -> Any:
         """Tell events, one request each in the log's order, to the exported model `events`."""
-        folder = self.plain.parent.parent / "events" / "1"
+        folder = self.plain.parent.parent / "events" / self.plain.name
         stage = _module("events", folder / "stage.py").Stage(folder, str(state))
         for one in events.to_dict("records"):
             inputs = {
@@ -108,7 +108,7 @@ def further_events(tables: Tables, graded: bool) -> pd.DataFrame:
 def export(run: Run, contract: Any) -> Path:
     """The query tower's and the events model's folders, without trained models."""
     write_json(run.index / "report.json", {"num_candidates": 10})
-    exporter = _Exporter(run, CONFIG, contract, run.repository)
+    exporter = _Exporter(run, CONFIG, contract, run.repository, version=1)
     target = exporter._stage("query_tower")
     exporter.query_tables(target)
     exporter.events_model()
@@ -168,7 +168,7 @@ def test_a_request_for_now_sees_events_of_this_second(case: Case, tmp_path: Path
     state = tmp_path / "events.sqlite"
     now = int(np.iinfo(np.int32).max)  # later than any clock here
     user = case.user(5)
-    folder = case.plain.parent.parent / "events" / "1"
+    folder = case.plain.parent.parent / "events" / case.plain.name
     events = _module("events", folder / "stage.py").Stage(folder, str(state))
     inputs = {"user_id": np.array([[user]]), "video_id": np.array([[case.video(4)]], object)}
     assert events.check(inputs, [1]) == {}

@@ -310,5 +310,5 @@ def test_the_bundle_was_not_touched(sim: Server, sim_run: Any, contents: Any) ->
     expected = read_json(repository / "bundle.json")["sha256"]
     found = contents(repository)
     assert {name: found[name] for name in expected} == expected
-    assert set(found) == {*expected, "bundle.json"}
+    assert set(found) == {*expected, "bundle.json", "READY"}
     assert pq.read_table(sim_run.folder / "data" / "videos.parquet").num_rows == 500

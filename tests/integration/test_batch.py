@@ -12,8 +12,11 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from triton_repo.batch import Plan, batch
+from triton_repo.batch_part import Answering
 from triton_repo.client import Client, Status
 from triton_repo.local import LocalPipeline, as_tensors
+from workflow.errors import ServingError
 from workflow.run import Run, read_json
 
 ROUNDING = 1e-5  # of scores: sums in batches of other sizes
@@ -130,16 +133,36 @@ def test_workers_end_with_their_parent(
     words = ("batch", "--run", sim_run.folder, "--output", tmp_path / "out", "--workers", 2)
     process = marquee.start(*words)
 
-    def workers() -> list[psutil.Process]:
-        children = psutil.Process(process.pid).children(recursive=True)
-        return [one for one in children if "spawn_main" in " ".join(one.cmdline())]
-
-    wait_for(lambda: len(workers()) == 2, process)
-    left = workers()
+    wait_for(lambda: len(workers_of(process.pid)) == 2, process)
+    left = workers_of(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     gone, alive = psutil.wait_procs(left, timeout=20)
     assert len(gone) == 2 and not alive
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_another_bundle_ends_the_batch(workers: int, sim_run: Any, tmp_path: Path) -> None:
+    """As when an export replaces the repository after the plan was made."""
+    run = Run(sim_run.folder)
+    plan = Plan(np.arange(1_200), Answering("of before", 1_000, 5))
+    with pytest.raises(ServingError, match="was replaced during the batch"):
+        batch(run, plan, tmp_path / "out", workers=workers)
+    assert not list(tmp_path.rglob("part-*"))
+
+
+def test_a_killed_worker_is_said(marquee: Any, sim_run: Any, tmp_path: Path, wait_for: Any) -> None:
+    words = ("batch", "--run", sim_run.folder, "--output", tmp_path / "out", "--workers", 2)
+    process = marquee.start(*words)
+    wait_for(lambda: len(workers_of(process.pid)) == 2, process)
+    workers_of(process.pid)[0].kill()
+    assert "was killed" in marquee.finish(process).error
+    assert marquee.json(*words, "--resume")["num_users"] == 2_000
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    children = psutil.Process(pid).children(recursive=True)
+    return [one for one in children if "spawn_main" in " ".join(one.cmdline())]
 
 
 def test_watches_since_the_export_count(

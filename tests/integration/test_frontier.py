@@ -15,7 +15,7 @@ from workflow.run import Run, read_json
 
 WORDS = (
     "frontier", "--num-candidates", 100, "--ranker", "fp32", "--ranker", "none",
-    "--index", "flat", "--duration-s", 0.5, "--concurrency", 2, "--p99-ms", 100_000,
+    "--index", "flat", "--duration-s", 0.3, "--concurrency", 2, "--p99-ms", 100_000,
 )  # fmt: skip
 SERVED, RETRIEVAL = "100-flat-fp32", "100-flat-none"
 

@@ -189,8 +189,8 @@ def test_ivf_index(ivf_run: Path, serve: Any) -> None:
     case = answer_offline(ivf_run, FEWER)
     with serve(ivf_run) as endpoint:
         check_over_grpc(case, endpoint["grpc_url"])
-    kind = read_json(ivf_run / "model_repository" / "retrieval" / "1" / "stage.json")["kind"]
-    assert kind == "ivf"
+    [file] = (ivf_run / "model_repository" / "retrieval").glob("*/stage.json")
+    assert read_json(file)["kind"] == "ivf"
 
 
 # --- in process ----------------------------------------------------------------------------------

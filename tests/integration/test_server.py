@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from triton_repo.bench import bench, sample_requests
+from triton_repo.bundle import seal
 from triton_repo.client import Client, Status
 from triton_repo.server import TritonServer, find_server, free_ports, running_server
-from workflow.errors import ServingError
+from workflow.errors import BundleError, ServingError
 from workflow.run import Run, write_json
 
 NUM_VIDEOS = 50
@@ -111,6 +112,7 @@ def write_repository(folder: Path) -> None:
         (folder / name / "config.pbtxt").write_text(config)
         if code is not None:
             (folder / name / "1" / "model.py").write_text(code)
+    seal(folder, 1, {})
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +175,11 @@ def _all_gone(processes: list[psutil.Process], timeout_s: float = 30) -> bool:
 # --- answers -----------------------------------------------------------------------------------
 def test_values_arrive(client: Client) -> None:
     """Shapes prove nothing: with numpy 2 the Python backend sends right shapes and zero bytes."""
-    video_ids, scores, status = client.recommend(7, top_k=3)
+    video_ids, scores, status, version = client.recommend(7, top_k=3)
     assert video_ids.tolist() == ["v7", "v8", "v9"]
     np.testing.assert_allclose(scores, [1, 1 / 2, 1 / 3], rtol=1e-6)
     assert status is Status.ok
+    assert version == 1
 
 
 def test_optional_inputs(client: Client) -> None:
@@ -315,6 +318,19 @@ def test_kill_9_of_serve_ends_triton_too(run: Run) -> None:
     assert run.endpoint_file.exists()  # stale, and recognised as such
     assert find_server(run) is None
     run.endpoint_file.unlink()
+
+
+def test_a_changed_file_is_not_served(run: Run) -> None:
+    code = run.repository / "query" / "1" / "model.py"
+    content = code.read_text()
+    code.write_text(content + "# changed\n")
+    try:
+        words = _start_serve(run).communicate(timeout=60)[1]
+        assert "query/1/model.py of bundle 1 was changed" in words
+        with pytest.raises(BundleError, match="was changed"), running_server(run):
+            pass
+    finally:
+        code.write_text(content)
 
 
 def test_serve_reports_a_dead_server_and_ignores_an_old_export(run: Run) -> None:

@@ -74,7 +74,7 @@ def test_default_grid_stays_within_the_catalogue() -> None:
         Sweep(rankers=["fp16"]).configurations(PRESENT, 1_000, top_k=20)
 
 
-@pytest.mark.parametrize("text", ["ivf:0", "ivf:2", "ivf:x", "tree", "flat:0.9", ""])
+@pytest.mark.parametrize("text", ["ivf:0", "ivf:2", "ivf:x", "ivf_fp16:2", "flat:0.9", ""])
 def test_bad_indexes(text: str) -> None:
     with pytest.raises(ConfigError, match="index"):
         parse_index(text)
@@ -151,7 +151,7 @@ def result(budget: dict[str, Any] | None = None) -> dict[str, Any]:
     points = [
         point("100-flat-fp32", 0.2, 10, present=True, words=[]),
         point("50-flat-int8", 0.21, 8, ranker="int8", best_for_latency=True, best_for_cpu=True),
-        point("25-ivf0.9-none", 0.15, 5, ranker="none", best_for_latency=True,
+        point("25-ivf@0.9-none", 0.15, 5, ranker="none", best_for_latency=True,
               index={"kind": "ivf", "effort": 4, "recall_vs_exact": 0.91}),
         point("50-flat-fp32-8", 0.1, 0, layers=[8], load=None),
     ]  # fmt: skip
@@ -162,7 +162,7 @@ def result(budget: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 BUDGET = {
-    "p99_ms": 9.0, "configuration": "50-flat-int8", "as_good_for_less": "25-ivf0.9-none",
+    "p99_ms": 9.0, "configuration": "50-flat-int8", "as_good_for_less": "25-ivf@0.9-none",
     "fastest_ms": 5.0,
 }  # fmt: skip
 
@@ -197,10 +197,10 @@ def test_plot_is_to_scale() -> None:
     limit = (drawn["limit"] - c) / (a - c)
     assert limit == pytest.approx(np.log(9 / 5) / np.log(10 / 5), abs=0.01)
     assert plot(points, p99_ms, "best_for_latency", BUDGET | {"p99_ms": 1.0})["limit"] is None
-    assert at["50-flat-int8"]["y"] < at["100-flat-fp32"]["y"] < at["25-ivf0.9-none"]["y"]
+    assert at["50-flat-int8"]["y"] < at["100-flat-fp32"]["y"] < at["25-ivf@0.9-none"]["y"]
     assert at["50-flat-int8"]["bought"] and not at["100-flat-fp32"]["bought"]
     corners = re.findall(r"[MHV][\d. ]+", drawn["steps"])
-    assert corners[0] == f"M{at['25-ivf0.9-none']['x']} {at['25-ivf0.9-none']['y']}"
+    assert corners[0] == f"M{at['25-ivf@0.9-none']['x']} {at['25-ivf@0.9-none']['y']}"
 
 
 @pytest.mark.parametrize("costs", [(5.0, 5.0), (1.1, 1.9), (7.0, 160.0), (0.3, 4_000.0)])

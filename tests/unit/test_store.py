@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -185,6 +187,22 @@ def test_a_locked_file_is_refused_and_stays_whole(tmp_path: Path) -> None:
     first.database.execute("ROLLBACK")
     other.add({b"7": [event(1, 1)]})
     assert kept(first) == [event(1, 1)]
+
+
+def test_the_file_needs_the_standard_library_only(tmp_path: Path) -> None:
+    """The exported repository runs where Marquee, and even redis, is not installed."""
+    code = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("store", sys.argv[1])
+store = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(store)
+opened = store.Guarded(store.open_store(sys.argv[2], 5, 1.0))
+opened.add({b"7": [[1, 2, None, None]]})
+print(opened.read([b"7"]))
+"""
+    words = [sys.executable, "-I", "-S", "-c", code, str(stores.__file__), str(tmp_path / "e.db")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == "[b'[[1,2,null,null]]']\n"
 
 
 class Flaky:

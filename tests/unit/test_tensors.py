@@ -14,6 +14,7 @@ from triton_repo.tensors import (
     ENSEMBLE,
     EVENTS,
     STAGES,
+    TIMINGS,
     Tensor,
     ensemble_body,
     id_dtype,
@@ -55,6 +56,7 @@ def test_the_ensemble_takes_raw_values(case: Any) -> None:
         "video_id": ("STRING", (-1,), False),
         "score": ("FP32", (-1,), False),
         "status": ("INT32", (1,), False),
+        **dict.fromkeys(TIMINGS, ("INT32", (1,), False)),
     }
     assert (id_dtype(contract, "user_id"), id_dtype(contract, "video_id")) == ("INT64", "STRING")
 
@@ -98,10 +100,11 @@ def test_stages_are_connected_in_order(case: Any) -> None:
 
 def test_ensemble_config(case: Any) -> None:
     _, _, tensors = case
-    text = render_config(ENSEMBLE, tensors[ENSEMBLE], 32, ensemble_body(tensors, 3))
+    text = render_config(ENSEMBLE, tensors[ENSEMBLE], 32, 3, ensemble_body(tensors, 3))
     assert text.startswith('name: "marquee"\nmax_batch_size: 32\n')
     assert re.findall(r'model_name: "(\w+)"', text) == list(STAGES)
     assert text.count("model_version: 3") == len(STAGES)  # never "latest"
+    assert "version_policy: { specific: { versions: [ 3 ] } }" in text
     mapped = set(re.findall(r'output_map \{ key: "(\w+)"', text))
     taken = set(re.findall(r'input_map \{ key: "(\w+)"', text))
     assert mapped <= taken | {t.name for t in tensors[ENSEMBLE].outputs}
@@ -113,7 +116,7 @@ def test_ensemble_config(case: Any) -> None:
 def test_stage_config(case: Any, size: int, warmups: list[int]) -> None:
     _, _, tensors = case
     io = tensors["ranker"]
-    text = render_config("ranker", io, size, stage_body("ranker", io, size, 64))
+    text = render_config("ranker", io, size, 3, stage_body("ranker", io, size, 64))
     assert 'backend: "python"' in text and "max_queue_delay_microseconds: 0" in text
     assert [
         int(n) for n in re.findall(r"batch_size: (\d+)\n", text.split("model_warmup", 1)[1])

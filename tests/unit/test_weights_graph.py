@@ -117,6 +117,20 @@ def test_query_tower(tables: Any) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+def test_the_rest_of_a_batch_does_not_matter(tables: Any) -> None:
+    """Padding is cut to the longest history of a batch; alone, each request is cut to its own."""
+    lookup, store = tables
+    spec = lookup.spec
+    model = shaken(build_two_tower(lookup, make_config()))
+    features = spec.of_group(*QUERY_GROUPS)
+    slots = _slots(tuple(f for f in features if f.kind != "continuous"))
+    values = tuple(f.name for f in features if f.kind == "continuous")
+    graph = query_tower_graph(query_weights(model, spec), slots, values)
+    inputs = packed(lookup, features, random_samples(spec, store))
+    alone = [answer(graph, {k: v[i : i + 1] for k, v in inputs.items()}) for i in range(16)]
+    np.testing.assert_allclose(np.concatenate(alone), answer(graph, inputs), atol=1e-6)
+
+
 def test_a_request_without_any_history(tables: Any) -> None:
     """Empty lists are zeros, as in TensorFlow, not NaN."""
     lookup, store = tables
@@ -140,8 +154,9 @@ def test_ranker(tables: Any) -> None:
     lookup, store = tables
     spec = lookup.spec
     model = shaken(build_ranker(lookup, make_config(ranker={"attention_heads": 2})))
-    weights = ScoreWeights(retrieval=0.7, watch=0.5, label=1.5, watch_time=2.0)
-    model.scoring = Scoring(Platt(0.5, -0.3), Platt(0.2, 0.4), weights)
+    chosen = {"retrieval": 0.7, "watch": 0.5, "label": 1.5, "watch_time": 2.0}
+    calibration = Platt(0.5, -0.3), Platt(0.2, 0.4)
+    model.scoring = Scoring(*calibration, ScoreWeights(**chosen))
     query = spec.of_group(*QUERY_GROUPS)
     video = spec.of_group("video", "video_state")
     fields = [f.name for f in video if f.kind != "continuous"]
@@ -180,6 +195,11 @@ def test_ranker(tables: Any) -> None:
     varying = [term for term in terms if term.std() > 0.01]
     assert got.shape == shape and len(varying) == 2 + spec.has_label + spec.has_watch_time
     np.testing.assert_allclose(got, expected, atol=1e-5)
+    for term in chosen:  # what weighs nothing is left out of the graph
+        model.scoring = Scoring(*calibration, ScoreWeights(**(chosen | {term: 0.0})))
+        got = answer(ranker_graph(ranker_weights(model), layout), inputs)
+        expected, _ = combined(model, Outputs(**out), retrieval)
+        np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 class _Weights:

@@ -4,6 +4,7 @@ Each stage is plain numpy in stage.py and knows nothing of Triton.
 """
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ class TritonPythonModel:
             tensor["name"]: pb_utils.triton_string_to_numpy(tensor["data_type"])
             for tensor in config["output"]
         }
+        # The output that says how long the stage took for the whole batch, where it has one.
+        self.timing = next((name for name in self.dtypes if name.endswith("_us")), None)
         self.stage = load(folder, "stage").Stage(folder)
         self.warm_up = sum(int(sample["batch_size"]) for sample in config["model_warmup"])
         self.admission = None
@@ -69,6 +72,7 @@ class TritonPythonModel:
 
     def answer(self, requests, tickets=()):
         """One response per request."""
+        started = time.perf_counter_ns()
         batches = [self._read(request) for request in requests]
         sizes = [len(next(v for v in batch.values() if v is not None)) for batch in batches]
         joined = {
@@ -84,20 +88,29 @@ class TritonPythonModel:
             return [failure(str(error), pb_utils.TritonError.UNAVAILABLE) for _ in requests]
         for answer, size, ticket in zip(answers, sizes, tickets, strict=False):
             answer[TICKET] = np.full((size, 1), ticket, np.int32)
-        return [self._respond(refused.get(i), answer) for i, answer in enumerate(answers)]
+        took_us = (time.perf_counter_ns() - started) // 1000
+        return [
+            self._respond(request, refused.get(i), answer, took_us)
+            for i, (request, answer) in enumerate(zip(requests, answers, strict=True))
+        ]
 
     def _read(self, request):
         tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs}
         return {name: None if t is None else t.as_numpy() for name, t in tensors.items()}
 
-    def _respond(self, refused, answer):
+    def _respond(self, request, refused, answer, took_us):
+        """The outputs that were asked for; a timing nobody asks for costs nothing."""
         if refused is not None:
             return failure(refused, pb_utils.TritonError.INVALID_ARG)
         answer = self.stage.finish(answer)
+        wanted = request.requested_output_names()
+        if self.timing in wanted:
+            answer[self.timing] = np.full((len(next(iter(answer.values()))), 1), took_us)
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor(name, np.ascontiguousarray(answer[name], dtype=dtype))
                 for name, dtype in self.dtypes.items()
+                if name in wanted
             ]
         )
 

@@ -60,18 +60,19 @@ class Stage:
         scores = self.score(inputs, rows) if self.ranks else inputs["candidate_score"].copy()
         scores[rows == 0] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")
+        order += np.arange(len(rows))[:, None] * rows.shape[1]  # positions in the flat arrays
         wanted = inputs["top_k"]
         if wanted is None:
             wanted = np.full((len(rows), 1), self.settings["default_top_k"], np.int32)
         return {
-            "rows": np.take_along_axis(rows, order, axis=1),
-            "scores": np.take_along_axis(scores, order, axis=1),
+            "rows": rows.take(order),
+            "scores": scores.take(order),
             "wanted": wanted,
             "status": inputs["query_status"],
         }
 
     def score(self, inputs, rows):
-        video_value = np.asarray(self.video_value[rows], np.float32)
+        video_value = self.video_value.take(rows, axis=0)
         if self.age:
             age = self.video_age(rows, inputs["request_time"])
             video_value = np.concatenate([video_value, age[..., None]], axis=2)
@@ -80,7 +81,7 @@ class Stage:
             {
                 "query_index": inputs["query_index"],
                 "query_value": inputs["query_value"],
-                "video_vector": np.asarray(self.video_vector[rows], np.float32),
+                "video_vector": self.video_vector.take(rows, axis=0),
                 "video_value": video_value,
                 "candidate_score": inputs["candidate_score"],
             },
