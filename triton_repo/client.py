@@ -281,8 +281,7 @@ class Client:
 # Part of Triton's message -> what is wrong, what to do. Most of them are "unavailable" to gRPC.
 _REFUSALS = (
     ("protocol is restricted", "{} wants another key", "ask whoever runs it for the API key"),
-    ("maximum queue size", "{} is overloaded", "try again later"),
-    ("timeout expired", "{} is overloaded", "try again later"),
+    ("the server is overloaded", "{} is overloaded", "try again later"),
     ("is not healthy", "a stage of {} died and is being restarted", "try again in a second"),
 )
 

@@ -30,7 +30,6 @@ from triton_repo.tensors import (
     STAGES,
     USES_STATE,
     ModelIO,
-    Queue,
     ensemble_body,
     longest_history,
     model_tensors,
@@ -221,14 +220,13 @@ class _Exporter:
     # --- configs ---------------------------------------------------------------------------------
     def configs(self) -> None:
         batch = self.config.serving.max_batch_size
-        queue = Queue(self.config.serving.max_queue_size, self.config.serving.queue_timeout_ms)
         num_candidates = self.index_report["num_candidates"]
         tensors = model_tensors(self.contract, self.spec, num_candidates, self.dim)
         for name in (*STAGES, EVENTS):
             body = (
-                python_body(queue)
+                python_body()
                 if name == EVENTS
-                else stage_body(name, tensors[name], batch, queue)
+                else stage_body(name, tensors[name], batch, self.config.serving.max_in_flight)
             )
             self._config(name, tensors[name], body)
         folder = self.folder / ENSEMBLE / str(self.version)
@@ -248,7 +246,7 @@ class _Exporter:
         target.mkdir(parents=True)
         code = [TEMPLATES / "common" / "model.py", *sorted((TEMPLATES / name).glob("*.py"))]
         if name in STAGES:
-            code.append(TEMPLATES / "common" / "flow.py")
+            code.append(TEMPLATES / "common" / "admission.py")
         if name in USES_STATE:
             code.append(TEMPLATES / "common" / "store.py")
         for path in code:

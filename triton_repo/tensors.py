@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workflow.features.spec import QUERY_GROUPS, FeatureSpec
@@ -12,7 +12,6 @@ ENSEMBLE = "marquee"
 STAGES = ("query_tower", "retrieval", "ranker")  # the steps of the ensemble
 TIMINGS = tuple(f"{stage}_us" for stage in STAGES)
 EVENTS = "events"  # served beside it
-_LATER_QUEUE = 4  # times the first step's queue: room for all that it lets through
 USES_STATE = ("query_tower", EVENTS)  # models that read or write the online state
 
 
@@ -29,14 +28,6 @@ class Tensor:
         dims = ", ".join(str(size) for size in self.dims)
         optional = " optional: true" if self.optional else ""
         return f'{{ name: "{self.name}" data_type: TYPE_{self.dtype} dims: [ {dims} ]{optional} }}'
-
-
-@dataclass(frozen=True)
-class Queue:
-    """Requests that may wait for a model, and how long each of them."""
-
-    max_size: int
-    timeout_ms: int
 
 
 @dataclass(frozen=True)
@@ -106,9 +97,11 @@ def model_tensors(
     candidate_score = Tensor("candidate_score", "FP32", (num_candidates,))
     # Made only for requests that ask for them: microseconds of the batch that a request was in.
     query_us, retrieval_us, ranker_us = (Tensor(name, "INT32", (1,)) for name in TIMINGS)
-    ranked = (candidates, candidate_score, *features, moment, status, top_k)
+    ticket = Tensor("ticket", "INT32", (1,), optional=True)  # templates/common/admission.py
+    given = replace(ticket, optional=False)
+    ranked = (candidates, candidate_score, *features, moment, status, top_k, ticket)
     return {
-        "query_tower": ModelIO(request, (*search, *features, moment, status, query_us)),
+        "query_tower": ModelIO(request, (*search, *features, moment, status, given, query_us)),
         "retrieval": ModelIO(search, (candidates, candidate_score, retrieval_us)),
         "ranker": ModelIO(ranked, (*answer, ranker_us)),
         ENSEMBLE: ModelIO(
@@ -148,36 +141,23 @@ def render_config(name: str, io: ModelIO, max_batch_size: int, version: int, bod
     return "\n".join(lines) + "\n" + body
 
 
-def stage_body(name: str, io: ModelIO, max_batch_size: int, queue: Queue) -> str:
-    """A Python-backend step of the ensemble: one instance, no queue delay, warm before it is ready.
+def stage_body(name: str, io: ModelIO, max_batch_size: int, max_in_flight: int) -> str:
+    """A step of the ensemble: one Python instance, no queue delay, warm before it is ready.
 
-    Only the queue in front of the first step is short: a request that is refused later has
-    wasted the steps before. Through `flow` (templates/common/flow.py) the first step takes no
-    more than the others can do.
+    Beyond `max_in_flight` rows the first step refuses more (templates/common/admission.py).
     """
-    first, last = name == STAGES[0], name == STAGES[-1]
-    role = "first" if first else "last" if last else "between"
-    limit = max(1, queue.max_size // 4)
-    policy = queue if first else Queue(_LATER_QUEUE * queue.max_size, queue.timeout_ms)
+    role = {STAGES[0]: "first", STAGES[-1]: "last"}.get(name, "between")
+    setting = f'{{ string_value: "{role} {max_in_flight}" }}'
     warmups = "".join(_warmup(io, size) for size in dict.fromkeys((1, max_batch_size)))
-    flow = f'parameters {{ key: "flow" value: {{ string_value: "{role} {limit}" }} }}\n'
-    preferred = min(limit, max_batch_size) if first else None
-    return python_body(policy, preferred) + flow + warmups
+    return python_body() + f'parameters {{ key: "admission" value: {setting} }}\n' + warmups
 
 
-def python_body(queue: Queue, preferred_batch_size: int | None = None) -> str:
-    """A model that may be ready before it could answer: the events' store may come later.
-
-    Requests beyond the queue, and those that wait too long in it, are UNAVAILABLE.
-    """
-    preferred = preferred_batch_size
+def python_body() -> str:
+    """A model that may be ready before it could answer: the events' store may come later."""
     return (
         'backend: "python"\n'
         "instance_group [ { count: 1 kind: KIND_CPU } ]\n"
-        "dynamic_batching {\n  max_queue_delay_microseconds: 0\n"
-        + (f"  preferred_batch_size: [ {preferred} ]\n" if preferred is not None else "")
-        + f"  default_queue_policy {{ timeout_action: REJECT max_queue_size: {queue.max_size} "
-        f"default_timeout_microseconds: {queue.timeout_ms * 1000} }}\n}}\n"
+        "dynamic_batching { max_queue_delay_microseconds: 0 }\n"
     )
 
 

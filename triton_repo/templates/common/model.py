@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+TICKET = "ticket"  # from the first stage to the last: see admission.py
+
 
 class TritonPythonModel:
     """What Triton's Python backend loads."""
@@ -26,23 +28,49 @@ class TritonPythonModel:
         # The output that says how long the stage took for the whole batch, where it has one.
         self.timing = next((name for name in self.dtypes if name.endswith("_us")), None)
         self.stage = load(folder, "stage").Stage(folder)
-        setting = config["parameters"].get("flow")
-        self.flow = None
+        self.warm_up = sum(int(sample["batch_size"]) for sample in config["model_warmup"])
+        self.admission = None
+        setting = config["parameters"].get("admission")
         if setting is not None:
-            flow = load(folder, "flow")
-            self.flow = flow.Flow(setting["string_value"], args["model_version"])
+            module = load(folder, "admission")
+            self.admission = module.Admission(setting["string_value"], args["model_version"])
 
     def execute(self, requests):
-        if self.flow is None:
+        if self.admission is None:
             return self.answer(requests)
-        rows = sum(map(self._rows, requests))
-        self.flow.begin(rows)
+        self.admission.begin()
+        given = []
         try:
+            if TICKET in self.dtypes:
+                return self.answer_admitted(requests)
+            given = [self._ticket(request) for request in requests if TICKET in self.inputs]
             return self.answer(requests)
         finally:
-            self.flow.end(rows)
+            self.admission.end(given)
 
-    def answer(self, requests):
+    def answer_admitted(self, requests):
+        """The first stage: some requests are refused before anything is done for them."""
+        sizes = list(map(self._rows, requests))
+        if self.warm_up > 0:  # nobody takes these rows further
+            self.warm_up -= sum(sizes)
+            return self.answer(requests, [-1] * len(requests))
+        tickets = self.admission.admit(sizes)
+        pairs = [(r, t) for r, t in zip(requests, tickets, strict=True) if t is not None]
+        answers = iter(self.answer(*zip(*pairs, strict=True)) if pairs else [])
+        return [self._overloaded() if t is None else next(answers) for t in tickets]
+
+    def _ticket(self, request):
+        tensor = pb_utils.get_input_tensor_by_name(request, TICKET)
+        return -1 if tensor is None else int(tensor.as_numpy()[0, 0])
+
+    def _rows(self, request):
+        return len(pb_utils.get_input_tensor_by_name(request, self.required).as_numpy())
+
+    def _overloaded(self):
+        message = f"the server is overloaded: {self.admission.limit} requests are under way"
+        return failure(message, pb_utils.TritonError.UNAVAILABLE)
+
+    def answer(self, requests, tickets=()):
         """One response per request."""
         started = time.perf_counter_ns()
         batches = [self._read(request) for request in requests]
@@ -58,14 +86,13 @@ class TritonPythonModel:
             answers = split(self.stage.run(joined), sizes)
         except OSError as error:  # something outside this server does not answer
             return [failure(str(error), pb_utils.TritonError.UNAVAILABLE) for _ in requests]
+        for answer, size, ticket in zip(answers, sizes, tickets, strict=False):
+            answer[TICKET] = np.full((size, 1), ticket, np.int32)
         took_us = (time.perf_counter_ns() - started) // 1000
         return [
             self._respond(request, refused.get(i), answer, took_us)
             for i, (request, answer) in enumerate(zip(requests, answers, strict=True))
         ]
-
-    def _rows(self, request):
-        return len(pb_utils.get_input_tensor_by_name(request, self.required).as_numpy())
 
     def _read(self, request):
         tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs}
