@@ -113,7 +113,7 @@ def echo_repository(ensemble: Path, folder: Path, top_k: int) -> Path:
     config = (ensemble / MODEL / "config.pbtxt").read_text()
     head = config.partition("ensemble_scheduling")[0]
     tensors = re.sub(r"^(name|platform|version_policy):.*\n", "", head, flags=re.MULTILINE)
-    tensors = re.sub(r',\n\s*\{ name: "\w+_us"[^\n]*', "", tensors)
+    tensors = re.sub(r',\n\s*\{ name: "\w+_us"[^\n,]*', "", tensors)
     (folder / "echo" / "1").mkdir(parents=True)
     (folder / "echo" / "1" / "model.py").write_text(ECHO.replace("TOP_K", str(top_k)))
     body = 'backend: "python"\ninstance_group [ { count: 1 kind: KIND_CPU } ]\n'

@@ -33,6 +33,7 @@ from onnx import numpy_helper
 
 from models.index import choose, measure_exact, real_queries
 from triton_repo.bench import sample_requests
+from triton_repo.bundle import MANIFEST, READY, seal, verified_bundle
 from triton_repo.client import Client
 from triton_repo.graph import save_graph
 from triton_repo.ports import free_ports
@@ -49,7 +50,8 @@ BY_VIDEO = ("video_vector", "video_value", "video_id", "publish_time", "video_in
 def grown(run: Run, count: int, folder: Path) -> tuple[Path, dict[str, Any]]:
     """(the grown repository, the index's report)."""
     repository = folder / "repository"
-    shutil.copytree(run.repository, repository)
+    bundle = verified_bundle(run.repository)
+    shutil.copytree(run.repository, repository, ignore=shutil.ignore_patterns(MANIFEST, READY))
     job = Job.load(run)
     report = _index(run, job, count, folder, next(repository.glob("retrieval/*/stage.json")))
     spec = FeatureSpec.load(FeatureStore(run).root / "spec.json")
@@ -58,6 +60,7 @@ def grown(run: Run, count: int, folder: Path) -> tuple[Path, dict[str, Any]]:
             _repeat_array(file, spec.num_videos, count)
     for file in repository.rglob("*.onnx"):
         _repeat_tables(file, spec["video_index"].cardinality, count)
+    seal(repository, bundle.version, bundle.schema)
     return repository, report
 
 
@@ -99,9 +102,10 @@ def _repeat_tables(file: Path, cardinality: int, count: int) -> None:
 
 
 def serve(run: Run, repository: Path, log: Path) -> dict[str, Any]:
-    """Ready after how many seconds, and what is resident after requests."""
+    """Ready after how many seconds, hashes checked, and what is resident after requests."""
     grpc_port, http_port, metrics_port = free_ports(3)
     started = time.perf_counter()
+    verified_bundle(repository)
     with TritonServer(
         repository,
         log_file=log,

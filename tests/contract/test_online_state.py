@@ -237,6 +237,7 @@ def test_a_store_that_does_not_answer(case: Case, tmp_path: Path) -> None:
     np.testing.assert_array_equal(after["query_index"][:2], before["query_index"])
     np.testing.assert_array_equal(after["online_row"][:2], before["online_row"])
     assert not after["online_row"][2:].any()  # never asked for before
+    state.parent.unlink()  # or it would be tried again until the tests end
 
 
 def test_a_damaged_record_is_said_to_be_unavailable(case: Case, tmp_path: Path) -> None:
