@@ -43,21 +43,25 @@ class Outcome:
         return float(np.percentile(times, percent)) * 1000 if times else float("nan")
 
 
-def payloads(run: Run, server: RunningServer, count: int = 1_000) -> list[bytes]:
-    """Serialised requests of real events."""
+def payloads(run: Run, server: RunningServer, users: int = 1, count: int = 500) -> list[bytes]:
+    """Serialised requests of real events, for so many users each; without context if several."""
     with Client(server.grpc_url, credentials=server.credentials) as client:
         inputs = client.inputs()
         rows = sample_requests(run, inputs, count)
-    return [_serialised(row, inputs) for row in rows]
+    names = None if users == 1 else ("user_id", "time")
+    groups = [[rows[(first + n) % len(rows)] for n in range(users)] for first in range(len(rows))]
+    return [_serialised(group, names or tuple(group[0]), inputs) for group in groups]
 
 
-def _serialised(row: dict[str, list[Any]], inputs: Any) -> bytes:
+def _serialised(group: list[dict[str, list[Any]]], names: tuple[str, ...], inputs: Any) -> bytes:
     request = service_pb2.ModelInferRequest(model_name=MODEL)
-    for name, [value] in row.items():
+    for name in names:
         datatype = inputs[name].datatype
-        array = np.array([[value.encode() if datatype == "BYTES" else value]], DTYPES[datatype])
-        tensor = triton.InferInput(name, [1, 1], datatype)
-        tensor.set_data_from_numpy(array)
+        values = [row[name] for row in group]
+        if datatype == "BYTES":
+            values = [[value.encode()] for [value] in values]
+        tensor = triton.InferInput(name, [len(group), 1], datatype)
+        tensor.set_data_from_numpy(np.array(values, DTYPES[datatype]))
         request.inputs.extend([tensor._get_tensor()])
         request.raw_input_contents.extend([tensor._get_content()])
     return bytes(request.SerializeToString())

@@ -1,0 +1,71 @@
+"""Bar: N minutes (30) at 80% load: no error, memory flat within 5%.
+
+    .venv/bin/python tests/bench/soak.py RUN [MINUTES]
+
+Serves the run by itself. Capacity is measured first, at 32 callers. Memory is that of the server
+and its stages, after the first tenth of the time against the most after it. Exit status 1 when a
+bar is missed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+from load import Load, payloads
+
+from triton_repo.server import running_server
+from workflow.run import Run
+
+BAR_GROWTH = 1.05
+LOOK_S = 2.0
+
+
+def memory_mb(pid: int) -> float:
+    """Private and shared resident memory of the server and its stages, each page once."""
+    root = psutil.Process(pid)
+    return sum(one.memory_full_info().pss for one in (root, *root.children())) / 1e6
+
+
+def main(run: str, minutes: float = 30.0) -> int:
+    with running_server(Run(Path(run))) as server:
+        load = Load(server.grpc_url, payloads(Run(Path(run)), server))
+        capacity = load.at_concurrency(32, 10).per_s
+        seen: list[float] = []
+        ended = threading.Event()
+
+        def look() -> None:
+            while not ended.wait(LOOK_S):
+                seen.append(memory_mb(server.pid))
+
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        started = time.monotonic()
+        outcome = load.at_rate(0.8 * capacity, minutes * 60)
+        ended.set()
+        watcher.join()
+    first = seen[len(seen) // 10]
+    most = max(seen[len(seen) // 10 :])
+    result = {
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "capacity_per_s": round(capacity),
+        "sent": outcome.sent,
+        "answered": len(outcome.answered_s),
+        "refused": len(outcome.refused_s),
+        "errors": dict(outcome.errors),
+        "p50_ms": round(outcome.p_ms(50), 2),
+        "p99_ms": round(outcome.p_ms(99), 2),
+        "memory_mb": [round(first, 1), round(most, 1), round(seen[-1], 1)],
+        "memory_ratio": round(most / first, 3),
+    }
+    print(json.dumps(result, indent=2))
+    good = len(outcome.answered_s) == outcome.sent and most <= first * BAR_GROWTH
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], *map(float, sys.argv[2:])))
