@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -113,9 +113,10 @@ def foreground(
                 key = _repository_key(place.repository)
                 server.start()
                 endpoint = _publish(place, server, key)
-            _announce(place, output, endpoint, next_step)
-            _warn(server.access, output)
-            _wait(server, output)
+            with suppress(KeyboardInterrupt):  # ready: from here on a stop is a good end
+                _announce(place, output, endpoint, next_step)
+                _warn(server.access, output)
+                _watch(server, output)
         finally:
             ignore_signals()  # a second Ctrl-C must not leave half a stop behind
             if server is not None:
@@ -285,18 +286,15 @@ def _warn(access: Access, output: Output) -> None:
         output.say(f"[yellow]Warning[/]: {text}.")
 
 
-def _wait(server: TritonServer, output: Output) -> None:
-    """Return when a stop signal comes; meanwhile load stages again whose process died.
+def _watch(server: TritonServer, output: Output) -> None:
+    """Load stages again whose process died, until a stop signal interrupts.
 
     Raises:
         ServingError: the server died.
     """
     watch = StageWatch(server.pid, server.grpc_url, server.credentials)
-    try:
-        while server.is_alive():
-            for name in watch.revive():
-                output.say(f"[yellow]Warning[/]: the process of {name} died; it was loaded again.")
-            time.sleep(0.2)
-    except KeyboardInterrupt:
-        return
+    while server.is_alive():
+        for name in watch.revive():
+            output.say(f"[yellow]Warning[/]: the process of {name} died; it was loaded again.")
+        time.sleep(0.2)
     raise server.failure("the Triton server died")
