@@ -43,6 +43,11 @@ class Split:
             end += shares[name]
             self._ends.append((end, name))
 
+    @property
+    def names(self) -> list[str]:
+        """The named bundles, without the live one."""
+        return [name for _, name in self._ends]
+
     def name_of(self, user_id: str | int) -> str | None:
         """The name of this user's bundle; None means the live one. 5 and "5" are one user."""
         place = self.place(user_id)
@@ -64,8 +69,7 @@ class SplitClient:
 
     def __init__(self, url: str, split: Split, **options: Any) -> None:
         self.split = split
-        names = [None, *(name for _, name in split._ends)]
-        self._clients = {name: Client(url, name=name, **options) for name in names}
+        self._clients = {name: Client(url, name=name, **options) for name in (None, *split.names)}
 
     def __enter__(self) -> SplitClient:
         return self

@@ -61,10 +61,10 @@ class DailyCounts:
         result: Float64 = total[np.searchsorted(days, np.maximum(timestamp, 0) // SECONDS_PER_DAY)]
         return result
 
-    def lift(
-        self, video_row: Int64, timestamp: Int64 | np.int64, events: Float64, days: int
-    ) -> Float32:
-        """A video's share of the traffic of the last `days` days, over that of an average video.
+    def lifts(
+        self, video_row: Int64, timestamp: Int64 | np.int64, events: Float64
+    ) -> dict[str, Float32]:
+        """By RECENT_DAYS, a video's share of the traffic of the last days over an average video's.
 
         A share, since traffic itself rises and falls. As many imagined events as there are videos,
         at the shares of all time, keep a few real ones from saying much.
@@ -72,14 +72,16 @@ class DailyCounts:
         Args:
             events: float64, what `before` says of the videos at `timestamp`.
         """
-        past = timestamp - days * SECONDS_PER_DAY
         today = np.maximum(timestamp, 0) // SECONDS_PER_DAY
         videos = np.searchsorted(self._first_days, today).astype(np.float64)
         traffic = self.all_before(timestamp)
-        recent = events - self.before(video_row, past)[0]
-        smoothed = recent + videos * events / np.maximum(traffic, 1.0)
-        of_all = np.maximum(traffic - self.all_before(past) + videos, 1.0)
-        result: Float32 = (videos * smoothed / of_all).astype(np.float32)
+        imagined = videos * events / np.maximum(traffic, 1.0)
+        result = {}
+        for name, days in RECENT_DAYS.items():
+            past = timestamp - days * SECONDS_PER_DAY
+            recent = events - self.before(video_row, past)[0]
+            of_all = np.maximum(traffic - self.all_before(past) + videos, 1.0)
+            result[name] = (videos * (recent + imagined) / of_all).astype(np.float32)
         return result
 
     def numbers(
@@ -92,8 +94,7 @@ class DailyCounts:
         """
         events, labels = self.before(video_row, timestamp)
         result = {"video_event_count": events.astype(np.float32)}
-        for name, days in RECENT_DAYS.items():
-            result[name] = self.lift(video_row, timestamp, events, days)
+        result |= self.lifts(video_row, timestamp, events)
         if label_prior is not None:
             result["video_label_rate"] = smoothed_rate(labels, events, label_prior)
         return result
