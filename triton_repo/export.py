@@ -25,12 +25,15 @@ from triton_repo.quantise import quantised
 from triton_repo.query_graph import query_tower_graph
 from triton_repo.ranker_graph import RankerLayout, ranker_graph
 from triton_repo.tensors import (
+    ALL_THAT_WAIT,
     ENSEMBLE,
     EVENTS,
+    FUSED,
     STAGES,
     USES_STATE,
     ModelIO,
     ensemble_body,
+    fused_body,
     longest_history,
     model_tensors,
     python_body,
@@ -62,8 +65,8 @@ def export_repository(
     with replaced_folder(run.repository) as folder:
         exporter = _Exporter(run, config, contract, folder, version)
         steps = (
-            exporter.query_tower, exporter.retrieval, exporter.ranker, exporter.events_model,
-            exporter.configs,
+            exporter.query_tower, exporter.retrieval, exporter.ranker, exporter.fused,
+            exporter.events_model, exporter.configs,
         )  # fmt: skip
         for done, step in enumerate(steps):
             report(done, len(steps), step.__name__.replace("_", " "))
@@ -72,7 +75,7 @@ def export_repository(
     sizes = [path.stat().st_size for path in run.repository.rglob("*") if path.is_file()]
     return {
         "version": version,
-        "models": [ENSEMBLE, *STAGES, EVENTS],
+        "models": [ENSEMBLE, FUSED, *STAGES, EVENTS],
         "num_files": len(sizes),
         "megabytes": round(sum(sizes) / 1e6, 1),
     }
@@ -209,6 +212,11 @@ class _Exporter:
         ids = np.asarray(self.store.video("video_id"))
         return np.concatenate([np.zeros(1, ids.dtype), ids])
 
+    # --- fused -----------------------------------------------------------------------------------
+    def fused(self) -> None:
+        """Code alone: it reads the files of the stages."""
+        self._stage(FUSED)
+
     # --- events ----------------------------------------------------------------------------------
     def events_model(self) -> None:
         settings = {
@@ -219,35 +227,32 @@ class _Exporter:
 
     # --- configs ---------------------------------------------------------------------------------
     def configs(self) -> None:
-        batch = self.config.serving.max_batch_size
+        serving = self.config.serving
+        batch = serving.max_batch_size
         num_candidates = self.index_report["num_candidates"]
         tensors = model_tensors(self.contract, self.spec, num_candidates, self.dim)
-        for name in (*STAGES, EVENTS):
-            body = (
-                python_body()
-                if name == EVENTS
-                else stage_body(name, tensors[name], batch, self.config.serving.max_in_flight)
-            )
-            self._config(name, tensors[name], body)
+        for name in STAGES:
+            self._config(name, tensors[name], batch, stage_body(tensors[name], batch))
+        body = fused_body(tensors[FUSED], batch, serving.max_waiting)
+        self._config(FUSED, tensors[FUSED], ALL_THAT_WAIT, body)
+        self._config(EVENTS, tensors[EVENTS], batch, python_body())
         folder = self.folder / ENSEMBLE / str(self.version)
         folder.mkdir(parents=True)
         # Triton needs the version folder; git and some copy tools drop empty ones.
         (folder / "README").write_text("The ensemble has no files.\n")
-        self._config(ENSEMBLE, tensors[ENSEMBLE], ensemble_body(tensors, self.version))
+        body = ensemble_body(tensors[ENSEMBLE], self.version)
+        self._config(ENSEMBLE, tensors[ENSEMBLE], batch, body)
         self.schema = tensors[ENSEMBLE].schema(batch)
 
-    def _config(self, name: str, io: ModelIO, body: str) -> None:
-        batch = self.config.serving.max_batch_size
-        text = render_config(name, io, batch, self.version, body)
+    def _config(self, name: str, io: ModelIO, max_batch_size: int, body: str) -> None:
+        text = render_config(name, io, max_batch_size, self.version, body)
         (self.folder / name / "config.pbtxt").write_text(text)
 
     def _stage(self, name: str) -> Path:
         target = self.folder / name / str(self.version)
         target.mkdir(parents=True)
         code = [TEMPLATES / "common" / "model.py", *sorted((TEMPLATES / name).glob("*.py"))]
-        if name in STAGES:
-            code.append(TEMPLATES / "common" / "admission.py")
-        if name in USES_STATE:
+        if name in USES_STATE and name != FUSED:
             code.append(TEMPLATES / "common" / "store.py")
         for path in code:
             shutil.copyfile(path, target / path.name)

@@ -17,7 +17,7 @@ import pytest
 
 from triton_repo.client import Client
 from triton_repo.ports import free_ports
-from triton_repo.tensors import STAGES
+from triton_repo.tensors import FUSED, STAGES
 from workflow.errors import ServingError
 
 STUB = "triton_python_backend_stub"
@@ -69,6 +69,12 @@ def stub_of(server: int, stage: str) -> psutil.Process:
     raise AssertionError(f"no process of {stage}")
 
 
+def pid_of(server: int, stage: str) -> int | None:
+    with suppress(AssertionError):
+        return stub_of(server, stage).pid
+    return None
+
+
 def wait_for(condition: Any, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -92,21 +98,20 @@ def served(marquee: Any, sim_run: Any, tmp_path_factory: pytest.TempPathFactory)
         process.send_signal(signal.SIGINT)
         result = marquee.finish(process, 60)
     assert result.status == 0, result.err
-    for stage in STAGES:
+    for stage in (FUSED, *STAGES):
         assert f"the process of {stage} died; it was loaded again" in result.err
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_stage_comes_back(served: dict[str, Any], sim_run: Any, stage: str) -> None:
+def test_the_killed_step_of_the_ensemble_comes_back(served: dict[str, Any], sim_run: Any) -> None:
     user = sim_run.result["recommendations"]["user_id"]
     with Load(served["grpc_url"], user) as load:
         wait_for(lambda: load.right >= 50)
-        killed = stub_of(served["pid"], stage)
+        killed = stub_of(served["pid"], FUSED)
         os.kill(killed.pid, signal.SIGKILL)
         wait_for(lambda: load.errors)  # it was felt
         after = load.right
         wait_for(lambda: load.right >= after + 200)
-        assert stub_of(served["pid"], stage).pid != killed.pid
+        assert stub_of(served["pid"], FUSED).pid != killed.pid
         time.sleep(5)  # what the dead process had taken fails late, a second per batch
         failed = len(load.errors)
         steady = load.right
@@ -115,3 +120,15 @@ def test_a_killed_stage_comes_back(served: dict[str, Any], sim_run: Any, stage: 
     assert not load.wrong
     for error in load.errors:
         assert "died and is being restarted" in error or "refused the request" in error
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_stage_comes_back(served: dict[str, Any], sim_run: Any, stage: str) -> None:
+    """It serves those who ask it alone; pages do not need it."""
+    user = sim_run.result["recommendations"]["user_id"]
+    with Load(served["grpc_url"], user) as load:
+        wait_for(lambda: load.right >= 20)
+        killed = stub_of(served["pid"], stage)
+        os.kill(killed.pid, signal.SIGKILL)
+        wait_for(lambda: pid_of(served["pid"], stage) not in (None, killed.pid))
+    assert not load.errors and not load.wrong

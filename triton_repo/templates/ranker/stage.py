@@ -41,18 +41,26 @@ class Stage:
 
     def check(self, inputs, sizes):
         """Reasons to refuse requests, by position: a top_k below 1, rows that do not exist."""
-        refused, start = {}, 0
         rows = inputs["candidate_row"]
         outside = (rows < 0) | (rows >= len(self.video_id))
+        refused, start = {}, 0
         for position, size in enumerate(sizes):
-            mine = slice(start, start + size)
-            top_k = inputs["top_k"]
-            if top_k is not None and (top_k[mine] < 1).any():
-                refused[position] = f"top_k must be at least 1, received {top_k[mine].min()}"
-            elif outside[mine].any():
+            if outside[start : start + size].any():
                 refused[position] = "candidate_row is outside the bundle's catalogue"
             start += size
         rows[outside] = 0
+        return refused | self.check_top_k(inputs["top_k"], sizes)
+
+    def check_top_k(self, top_k, sizes):
+        """The first part of `check`, for candidates that come from the stage before."""
+        if top_k is None or top_k.min() >= 1:
+            return {}
+        refused, start = {}, 0
+        for position, size in enumerate(sizes):
+            least = top_k[start : start + size].min()
+            if least < 1:
+                refused[position] = f"top_k must be at least 1, received {least}"
+            start += size
         return refused
 
     def run(self, inputs):
