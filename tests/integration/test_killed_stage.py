@@ -12,8 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from triton_repo.client import Client
 from triton_repo.ports import free_ports
@@ -94,6 +97,7 @@ def served(marquee: Any, sim_run: Any, tmp_path_factory: pytest.TempPathFactory)
         line = process.stdout.readline()
         assert line, process.communicate()[1]
         yield json.loads(line)
+        time.sleep(1)  # the last warning comes when the load has returned
     finally:
         process.send_signal(signal.SIGINT)
         result = marquee.finish(process, 60)
@@ -131,4 +135,19 @@ def test_a_killed_stage_comes_back(served: dict[str, Any], sim_run: Any, stage: 
         killed = stub_of(served["pid"], stage)
         os.kill(killed.pid, signal.SIGKILL)
         wait_for(lambda: pid_of(served["pid"], stage) not in (None, killed.pid))
+        wait_for(lambda: answers(served["grpc_url"], stage))
     assert not load.errors and not load.wrong
+
+
+def answers(url: str, model: str) -> bool:
+    """Whether a model answers a request of zeros."""
+    with grpc.InferenceServerClient(url) as client:
+        tensors = []
+        for one in client.get_model_metadata(model).inputs:
+            tensors.append(grpc.InferInput(one.name, [1, *one.shape[1:]], one.datatype))
+            zeros = np.zeros([1, *one.shape[1:]], triton_to_np_dtype(one.datatype))
+            tensors[-1].set_data_from_numpy(zeros)
+        try:
+            return bool(client.infer(model, tensors, client_timeout=20).get_response().outputs)
+        except InferenceServerException:
+            return False
