@@ -51,7 +51,8 @@ class Caller(threading.Thread):
 def stub_pid(server: int, stage: str) -> int:
     for child in psutil.Process(server).children():
         words = child.cmdline() if child.status() != psutil.STATUS_ZOMBIE else []
-        if len(words) > 1 and Path(words[0]).name == STUB and f"/{stage}/" in words[1]:
+        model = Path(words[1]).parent.parent if len(words) > 1 else None  # of its model.py
+        if model is not None and Path(words[0]).name == STUB and model.name == stage:
             return child.pid
     raise SystemExit(f"no process of {stage}")
 
