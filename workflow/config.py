@@ -157,8 +157,8 @@ class ServingConfig(_Strict):
 
     `ranker`: how the trained ranker is served, as trained or with 8-bit integers in its layers;
     none keeps the order of retrieval.
-    `max_waiting`: users whose requests may wait for the batch that is being answered; of more the
-    oldest are refused. What a measured capacity asks for: tests/bench/overload.py.
+    `max_waiting`: users whose requests are answered together when more comes than can be answered;
+    older ones are refused. What a measured capacity asks for: tests/bench/overload.py.
     """
 
     num_candidates: int = Field(100, ge=1, le=2_000)

@@ -137,22 +137,30 @@ def test_what_a_stage_needs_may_not_answer(adapter: ModuleType, tmp_path: Path) 
     assert (answer.error.code, answer.error.message) == ("UNAVAILABLE", "the store is gone")
 
 
+def overload(model: Any) -> None:
+    """More waits than the burst has room for: from now on the queue stands."""
+    model.execute([Request(1) for _ in range(100)])
+
+
 @pytest.mark.parametrize(
     ("sizes", "refused"),
     [
-        ([1, 1, 1], 0),
-        ([1, 1, 1, 1], 1),  # the oldest
-        ([3, 1, 1], 1),  # never split
-        ([1, 1, 2, 1], 2),
-        ([1, 9], 1),  # one is always answered, however large
-        ([9], 0),
-        ([9, 9], 1),
+        ([4] * 4, 1),  # the oldest
+        ([12, 4, 5], 1),  # never split
+        ([4, 4, 5, 4], 2),
+        ([4, 13], 1),  # one is always answered, however large
+        ([13], 0),
+        ([13, 13], 1),
     ],
 )
-def test_the_newest_are_answered(
+def test_of_a_queue_that_stands_the_newest_are_answered(
     adapter: ModuleType, tmp_path: Path, sizes: list[int], refused: int
 ) -> None:
-    model = load(adapter, tmp_path, max_waiting=3)
+    model = load(adapter, tmp_path, max_waiting=12)
+    overload(model)
+    model.execute([Request(1) for _ in range(50)])
+    assert len(model.stage.batches[-1]) == 12
+    model.stage.batches.clear()
     requests = [Request(*[i] * size) for i, size in enumerate(sizes)]
     answers = model.execute(requests)
     assert [answer is None for answer in answers] == [i < refused for i in range(len(sizes))]
@@ -161,15 +169,28 @@ def test_the_newest_are_answered(
         assert response.error.code == "UNAVAILABLE" and "is overloaded" in response.error.message
         assert flags == 1  # complete
     assert not any(request.sent for request in requests[refused:])
-    assert model.stage.batches == [
-        [i for i, s in enumerate(sizes) if i >= refused for _ in range(s)]
-    ]
+    kept = [i for i, size in enumerate(sizes) if i >= refused for _ in range(size)]
+    assert model.stage.batches == [kept]
     for i, answer in enumerate(answers[refused:], refused):
         assert rows(answer) == [2 * i] * sizes[i]
 
 
+def test_what_a_stall_left_is_worked_off(adapter: ModuleType, tmp_path: Path) -> None:
+    """It shrinks from batch to batch; when it does not, it stands."""
+    model = load(adapter, tmp_path, max_waiting=10)
+
+    def answered(waiting: int) -> int:
+        return sum(one is not None for one in model.execute([Request(1) for _ in range(waiting)]))
+
+    assert [answered(waiting) for waiting in (3, 40, 30, 20, 9)] == [3, 40, 30, 20, 9]
+    assert answered(41) == 40  # a burst has its limit too
+    assert answered(40) == 10  # as much as was answered meanwhile has come: it stands
+    assert [answered(waiting) for waiting in (50, 50, 12)] == [10, 10, 10]
+    assert [answered(waiting) for waiting in (9, 25, 24, 24)] == [9, 25, 24, 10]
+
+
 def test_a_warm_up_is_never_refused(adapter: ModuleType, tmp_path: Path) -> None:
     """Triton sends it as requests of one row; one that is refused ends Triton 2.51."""
-    model = load(adapter, tmp_path, max_waiting=2, warm_up=8)
+    model = load(adapter, tmp_path, max_waiting=1, warm_up=8)
     assert None not in model.execute([Request(1) for _ in range(8)])
-    assert model.execute([Request(1) for _ in range(8)])[:6] == [None] * 6
+    assert model.execute([Request(1) for _ in range(8)])[:4] == [None] * 4

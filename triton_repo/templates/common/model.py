@@ -2,11 +2,13 @@
 
 Each stage is plain numpy in stage.py and knows nothing of Triton.
 
-With the parameter `max_waiting` a batch is all that has come while the one before was answered:
-the newest requests, up to that many rows, are answered, the others are refused before any work.
-(The oldest ones wait longest already, and their callers are the likeliest to have given up.
-Triton's own queue limits do not serve: in 2.51 a queue with a policy misses wake-ups, half a
-second each.)
+With the parameter `max_waiting` a batch is all that has come while the one before was answered.
+A queue that a stall left behind, up to `BURST` times `max_waiting` rows, is worked off. One that
+stands, because more comes than can be answered, is cut: the newest requests, up to `max_waiting`
+rows, are answered, the others are refused before any work. (The oldest have waited longest, and
+their callers are the likeliest to have given up. To tell the two apart is the idea of CoDel,
+Nichols & Jacobson, ACM Queue 2012. Triton's own queue limits do not serve: in 2.51 a queue with a
+policy misses wake-ups, half a second each.)
 """
 
 import json
@@ -15,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+BURST = 4
 
 
 class TritonPythonModel:
@@ -34,6 +38,7 @@ class TritonPythonModel:
         self.stage = load(folder, "stage").Stage(folder)
         setting = config["parameters"].get("max_waiting")
         self.max_waiting = None if setting is None else int(setting["string_value"])
+        self.waiting = self.answered = 0  # rows of the last batch: that waited, that were answered
         # Rows still to come of the warm-up; refusing one of them ends Triton 2.51.
         self.warm_up = sum(int(sample["batch_size"]) for sample in config["model_warmup"])
         self.meter = None
@@ -41,23 +46,26 @@ class TritonPythonModel:
             self.meter = load(folder, "meter").Meter(args["model_version"])
 
     def execute(self, requests):
-        if self.max_waiting is None or len(requests) == 1:
+        if self.max_waiting is None:
             return self.answer(requests)
-        first = self.first_kept(requests)
+        first = self.first_kept(list(map(self.rows, requests)))
         for request in requests[:first]:
             request.get_response_sender().send(self.overloaded(), END)
         return [None] * first + self.answer(requests[first:])
 
-    def first_kept(self, requests):
-        """Where the newest requests begin that `max_waiting` has room for; at least one is kept."""
-        sizes = list(map(self.rows, requests))
+    def first_kept(self, sizes):
+        """Where the newest requests begin that there is room for; at least one is kept."""
+        waiting = sum(sizes)
         if self.warm_up > 0:
-            self.warm_up -= sum(sizes)
+            self.warm_up -= waiting
             return 0
-        room, first = self.max_waiting, len(requests)
-        while first > 0 and (sizes[first - 1] <= room or first == len(requests)):
+        stands = self.waiting > self.max_waiting and waiting >= self.answered
+        room = self.max_waiting if stands else BURST * self.max_waiting
+        first, kept = len(sizes) - 1, sizes[-1]
+        while first > 0 and kept + sizes[first - 1] <= room:
             first -= 1
-            room -= sizes[first]
+            kept += sizes[first]
+        self.waiting, self.answered = waiting, kept
         return first
 
     def rows(self, request):
