@@ -31,8 +31,8 @@ def rows_of(table, ids):
         width = table.dtype.itemsize
         fits = np.array([len(one) <= width and one[-1:] != b"\0" for one in ids], bool)
         ids = np.where(fits, ids, b"").astype(table.dtype)
-    at = np.minimum(np.searchsorted(table, ids), len(table) - 1)
-    return np.where(fits & (table[at] == ids), at + 1, 0).astype(np.int32)
+    at = np.minimum(table.searchsorted(ids), len(table) - 1)
+    return (fits & (table[at] == ids)) * (at + 1).astype(np.int32)
 
 
 class Events(NamedTuple):
@@ -101,7 +101,7 @@ class Histories:
         until = np.empty(len(row), np.int64)
         for i, user in enumerate(row):
             start, end = self.watched_start[user], self.watched_start[user + 1]
-            until[i] = start + np.searchsorted(self.watched_time[start:end], moment[i])
+            until[i] = start + self.watched_time[start:end].searchsorted(moment[i])
         return until
 
     def before(self, user, until, online, online_until):

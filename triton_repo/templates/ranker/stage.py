@@ -111,12 +111,14 @@ class Stage:
         (-1 or empty) and a score of -inf.
         """
         rows, status, wanted = answer["rows"], answer["status"][:, 0], answer["wanted"][:, 0]
-        counts = np.minimum((rows > 0).sum(axis=1), wanted)
+        counts = np.minimum(np.count_nonzero(rows, axis=1), wanted)
         width = int(counts.max(initial=0))
-        ids, scores = self.video_id[rows[:, :width]], answer["scores"][:, :width].copy()
-        missing = np.arange(width) >= counts[:, None]
-        ids[missing], scores[missing] = self.no_id, -np.inf
-        status = np.where((status == 0) & (counts < wanted), FEWER_THAN_TOP_K, status)
+        ids, scores = self.video_id.take(rows[:, :width]), answer["scores"][:, :width]
+        if counts.min(initial=width) < width:
+            missing = np.arange(width) >= counts[:, None]
+            ids[missing], scores[missing] = self.no_id, -np.inf
+        if (counts < wanted).any():
+            status = np.where((status == 0) & (counts < wanted), FEWER_THAN_TOP_K, status)
         if ids.dtype.kind == "S":
             ids = ids.astype(object)
         return {"video_id": ids, "score": scores, "status": status[:, None]}
