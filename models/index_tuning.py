@@ -118,4 +118,5 @@ def timed_search(index: Any, queries: Vectors, k: int) -> tuple[Int64, float]:
 
 
 def megabytes(size: int) -> float:
+    """Bytes as MB, rounded for a report."""
     return round(size / 1e6, 1)

@@ -59,7 +59,15 @@ def refresh_repository(
     index, version = None, bundle.version
     if summary["added"] or summary["returned"] or summary["withdrawn"]:
         version = next_version(run.repository)
-        index = _write(run, config, contract, bundle, version, before, after, summary, report)
+        with replaced_folder(run.repository) as folder:
+            hashes = link_bundle(bundle, folder, version)
+            files = CatalogueFiles(run, config, contract, folder, version, before)
+            after, index = files.change_to(after, report)
+            report(3, 3, "sealing")
+            kept = {name: digest for name, digest in hashes.items() if name not in files.changed}
+            seal(folder, version, bundle.schema, kept)
+            after.save(run, version, summary | {"index": index})  # counts once the bundle does
+        prune(run)
     left = len(after.ids) - int(after.is_withdrawn.sum())
     return summary | {
         "version": version, "previous": bundle.version, "num_videos": left, "index": index,
@@ -119,29 +127,6 @@ def _named(ids: Ids) -> str:
     shown = [one.decode() if isinstance(one, bytes) else str(one) for one in ids[:_SHOWN].tolist()]
     more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
     return f"video{'s' * (len(ids) > 1)} {', '.join(shown)}{more}"
-
-
-def _write(
-    run: Run,
-    config: Config,
-    contract: Contract,
-    bundle: Bundle,
-    version: int,
-    before: Catalogue,
-    after: Catalogue,
-    summary: dict[str, int],
-    report: Report,
-) -> dict[str, Any]:
-    """Make the bundle of `after` from that of `before`; the catalogue is saved before it counts."""
-    with replaced_folder(run.repository) as folder:
-        hashes = link_bundle(bundle, folder, version)
-        files = CatalogueFiles(run, config, contract, folder, version, before)
-        after, index = files.change_to(after, report)
-        kept = {name: digest for name, digest in hashes.items() if name not in files.changed}
-        seal(folder, version, bundle.schema, kept)
-        after.save(run, version, summary | {"index": index})
-    prune(run)
-    return index
 
 
 def link_bundle(bundle: Bundle, folder: Path, version: int) -> dict[str, str]:

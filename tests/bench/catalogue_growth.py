@@ -40,8 +40,8 @@ import numpy.typing as npt
 import psutil
 
 from models.index import real_queries
-from models.index_tuning import Sample, Tuned, measure_exact, timed_search, tune
 from models.index_kinds import QueryLists, flat, hnsw, read_index
+from models.index_tuning import Sample, Tuned, measure_exact, timed_search, tune
 from workflow.job import Job
 from workflow.run import Run, write_json
 

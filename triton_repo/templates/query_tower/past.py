@@ -1,8 +1,9 @@
 """What users had watched before a moment: the bundle's histories joined with online events.
 
-Files: video_id.npy (raw ids, sorted), video_row.npy (0, then the video row of each), video_index.npy
-(vocabulary index by video row), watched_row.npy and watched_time.npy (all users' watches), watched_start.npy
-(where each user's begin), watched_label.npy (encoded labels, where they differ).
+Files: video_id.npy (raw ids, sorted), video_row.npy (0, then the video row of each of them),
+video_index.npy (vocabulary index by video row), watched_row.npy and watched_time.npy (all users'
+watches), watched_start.npy (where each user's begin), watched_label.npy (encoded labels, where they
+differ).
 """
 
 import json
