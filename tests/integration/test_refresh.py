@@ -303,7 +303,8 @@ def test_text_ids_and_an_ivf_index(marquee: Any, clip_run: Any, tmp_path: Path) 
     ids = [f"{'a' * (n + 1)} né {n}" for n in range(30)]
     columns = {
         "clip": ids, "title": [f"New {n}" for n in range(30)],
-        "since": ["2023-12-03T00:00:00"] * 30, "tags": tags, "length_s": pa.array([60.0] * 30, pa.float32()),
+        "since": ["2023-12-03T00:00:00"] * 30, "tags": tags,
+        "length_s": pa.array([60.0] * 30, pa.float32()),
     }  # fmt: skip
     pq.write_table(pa.table(columns), tmp_path / "clips.parquet")
     (tmp_path / "gone.csv").write_text("video_id\n" + "\n".join(f"clip {n}/é" for n in range(40)))
