@@ -6,8 +6,6 @@ What is written runs alone: no import of ours, no absolute path, no pickle.
 from __future__ import annotations
 
 import shutil
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,9 @@ from models.ranker import load_ranker
 from models.retriever import load_two_tower
 from models.two_tower import output_dim
 from models.weights import fold_videos, query_weights, ranker_weights
-from triton_repo.bundle import read_bundle, seal
+from triton_repo.bundle import next_version, seal
+from triton_repo.catalogue import Catalogue, prune
+from triton_repo.catalogue_files import CatalogueFiles
 from triton_repo.graph import Slot, save_graph
 from triton_repo.quantise import quantised
 from triton_repo.query_graph import query_tower_graph
@@ -42,7 +42,6 @@ from triton_repo.tensors import (
 )
 from workflow.config import Config
 from workflow.console import Report, no_report
-from workflow.errors import BundleError
 from workflow.features.encoded import FeatureStore
 from workflow.features.fitted import CompiledTable
 from workflow.features.spec import FIRST_VALUE, QUERY_GROUPS, Feature, FeatureSpec
@@ -57,11 +56,15 @@ def export_repository(
 ) -> dict[str, Any]:
     """Write the model repository; the one that was there before stays until this one is whole.
 
+    Videos that `marquee refresh` added or withdrew stay so.
+
     Returns:
         {"version", "models", "num_files", "megabytes"}.
     """
     run.require(run.index / "index.faiss", "index", "marquee index")
-    version = _next_version(run.repository)
+    version = next_version(run.repository)
+    untouched = Catalogue.untouched(run)
+    catalogue = Catalogue.of(run).on(untouched)
     with replaced_folder(run.repository) as folder:
         exporter = _Exporter(run, config, contract, folder, version)
         steps = (
@@ -71,7 +74,12 @@ def export_repository(
         for done, step in enumerate(steps):
             report(done, len(steps), step.__name__.replace("_", " "))
             step()
+        if not catalogue.is_untouched:
+            files = CatalogueFiles(run, config, contract, folder, version, untouched)
+            catalogue, index = files.change_to(catalogue)
+            catalogue.save(run, version, {"index": index})
         seal(folder, version, exporter.schema)
+    prune(run)
     sizes = [path.stat().st_size for path in run.repository.rglob("*") if path.is_file()]
     return {
         "version": version,
@@ -79,13 +87,6 @@ def export_repository(
         "num_files": len(sizes),
         "megabytes": round(sum(sizes) / 1e6, 1),
     }
-
-
-def _next_version(repository: Path) -> int:
-    """The UTC second, above the version of what is replaced."""
-    with suppress(BundleError):
-        return max(int(time.time()), read_bundle(repository).version + 1)
-    return int(time.time())
 
 
 class _Exporter:
@@ -128,6 +129,8 @@ class _Exporter:
         self._save(target, "user_value", _columns(values, np.float32))
         histories = self.store.histories()
         self._save(target, "video_id", self.store.video("video_id"))
+        rows = np.arange(self.spec.num_videos + 1, dtype=np.int32)
+        self._save(target, "video_row", rows)  # marquee refresh adds ids in between
         self._save(target, "video_index", self.store.video("video_index"))
         self._save(target, "watched_row", histories.video_row)
         if histories.label is not None:
@@ -170,6 +173,7 @@ class _Exporter:
         self._save(target, "watched_start", histories.start)
         settings = {
             "num_candidates": self.index_report["num_candidates"],
+            "num_videos": self.spec.num_videos,
             "kind": self.index_report["kind"],
             "effort": self.index_report["effort"],
             "exclude_watched": self.config.serving.exclude_watched,

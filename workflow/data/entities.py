@@ -13,7 +13,7 @@ from workflow.data.findings import Findings
 from workflow.data.ids import IdTable
 from workflow.data.reading import Chunk, TableFiles
 from workflow.errors import DataError, MarqueeError
-from workflow.schema import Column, Table
+from workflow.schema import Column, Contract, Table
 
 Array = np.ndarray[Any, Any]
 _ARROW_TYPES = {"int64": pa.int64(), "float32": pa.float32(), "string": pa.string()}
@@ -88,6 +88,26 @@ def complete(table: pa.Table | None, ids: IdTable, id_name: str) -> pa.Table:
         for name in table.drop_columns([id_name]).column_names:
             values = _extended(table[name].combine_chunks(), ids.num_added)
             columns[name] = values.take(pa.array(order))
+    return pa.table(columns)
+
+
+def canonical_videos(videos: pa.Table, contract: Contract) -> pa.Table:
+    """video_id, title (always), publish_time in seconds (if declared), then the features."""
+    table = contract.videos
+    title = table.one("title") if table else None
+    publish = table.one("publish_time") if table else None
+    nothing = pa.nulls(videos.num_rows, pa.string())
+    columns = {
+        "video_id": videos["video_id"],
+        "title": videos[title.name] if title else nothing,
+    }
+    if publish:
+        values = videos[publish.name].combine_chunks()
+        missing = values.is_null().to_numpy(zero_copy_only=False)
+        seconds = values.fill_null(0).to_numpy() // 10**6
+        columns["publish_time"] = pa.array(seconds.astype(np.int64), mask=missing)
+    for column in contract.features("video_feature"):
+        columns[column.name] = videos[column.name]
     return pa.table(columns)
 
 

@@ -6,13 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workflow.config import Config
 from workflow.console import Report, no_report
-from workflow.data.entities import complete, id_type, load_entities
+from workflow.data.entities import canonical_videos, complete, id_type, load_entities
 from workflow.data.events import Spool
 from workflow.data.findings import WHOLE_TABLE, ColumnReport, Findings
 from workflow.data.ids import IdTable
@@ -158,7 +157,7 @@ class _Validation:
         users = complete(entities["users"], ids["users"], "user_id")
         pq.write_table(users, self.folder / "users.parquet")
         videos = complete(entities["videos"], ids["videos"], "video_id")
-        pq.write_table(self._canonical_videos(videos), self.folder / "videos.parquet")
+        pq.write_table(canonical_videos(videos, self.contract), self.folder / "videos.parquet")
         rows = Rows(
             Rows.of_codes(orders["users"], len(ids["users"].ids)),
             Rows.of_codes(orders["videos"], len(ids["videos"].ids)),
@@ -174,25 +173,6 @@ class _Validation:
         )  # fmt: skip
         self._check_watches(stats, spool)
         return stats
-
-    def _canonical_videos(self, videos: pa.Table) -> pa.Table:
-        """video_id, title (always), publish_time in seconds (if declared), then the features."""
-        table = self.contract.videos
-        title = table.one("title") if table else None
-        publish = table.one("publish_time") if table else None
-        nothing = pa.nulls(videos.num_rows, pa.string())
-        columns = {
-            "video_id": videos["video_id"],
-            "title": videos[title.name] if title else nothing,
-        }
-        if publish:
-            values = videos[publish.name].combine_chunks()
-            missing = values.is_null().to_numpy(zero_copy_only=False)
-            seconds = values.fill_null(0).to_numpy() // 10**6
-            columns["publish_time"] = pa.array(seconds.astype(np.int64), mask=missing)
-        for column in self.contract.features("video_feature"):
-            columns[column.name] = videos[column.name]
-        return pa.table(columns)
 
     def _check_watches(self, stats: PartStats, spool: Spool) -> None:
         label = self.contract.events.one("label")
