@@ -1,6 +1,6 @@
 """Bar of `marquee refresh`: seconds for 1,000 new and 1,000 withdrawn videos of 100,000.
 
-    .venv/bin/python tests/bench/refresh.py [RUN]
+    .venv/bin/python tests/bench/refresh.py [RUN [ROUNDS]]
 
 RUN is made as tests/bench/serving_100k.py makes it, unless it is there; it is not changed: a copy
 of links is. New videos have the contents of random old ones under new ids. Each round is the whole
@@ -30,7 +30,7 @@ from tests.bench.serving_100k import MARQUEE, make
 from triton_repo.catalogue import Catalogue
 from workflow.run import Run
 
-ROUNDS, CHANGED = 5, 1_000
+CHANGED = 1_000
 BAR_S, BAR_CPU_S, BAR_RECALL = 30.0, 15.0, 0.99
 
 
@@ -66,7 +66,7 @@ def timed(run: Run, *words: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main(folder: str) -> int:
+def main(folder: str, num_rounds: int = 5) -> int:
     make(folder)
     source = pq.read_table(Path(folder) / "source" / "videos.parquet")
     rounds: dict[str, list[dict[str, Any]]] = {"both": [], "withdrawn only": []}
@@ -76,9 +76,9 @@ def main(folder: str) -> int:
         # The first call may have an export to make again, if the code has changed since.
         subprocess.run([MARQUEE, "index", "--run", str(run), "--json"], check=True)
         subprocess.run([MARQUEE, "export", "--run", str(run), "--json"], check=True)
-        for seed in range(2 * ROUNDS):
+        for seed in range(2 * num_rounds):
             new, gone = write_files(run, source, Path(temporary), seed)
-            name = "both" if seed < ROUNDS else "withdrawn only"
+            name = "both" if seed < num_rounds else "withdrawn only"
             words = ("--withdrawn", gone, *(("--videos", new) if name == "both" else ()))
             rounds[name].append(timed(run, *words))
             print(name, rounds[name][-1], flush=True)
@@ -98,4 +98,4 @@ def main(folder: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "runs/sim-100k"))
+    sys.exit(main(*sys.argv[1:2] or ["runs/sim-100k"], *map(int, sys.argv[2:3])))
