@@ -319,7 +319,7 @@ def test_text_ids_and_an_ivf_index(marquee: Any, clip_run: Any, tmp_path: Path) 
     tensors = {"user_id": users[:, None], "top_k": np.full((len(users), 1), 1_000, np.int32)}
     shown = {one.decode() for one in stages.infer(tensors)["video_id"].ravel() if one}
     assert shown & set(ids) and not shown & {f"clip {n}/é" for n in range(40)}
-    histories = stages.stages["query_tower"].histories
+    histories = stages.fused.query_tower.histories
     record = json.dumps(
         [[9, ids[3], None, None], [8, "clip 1/é", None, None], [9, "x", None, None]]
     )
