@@ -114,7 +114,9 @@ def measure(run: str, count: int, kinds: tuple[str, ...], folder: str) -> list[d
     parts = (job.config.retriever.embedding_dim, job.config.retriever.co_watch_dim)
     known, asked = real_queries(Run(run), job.config)
     vectors = grow(learned, count, parts, Path(folder) / "vectors.npy")
+    note(f"{count:,} videos; exact search")
     sample = measure_exact(vectors, known, asked[:1000], NUM_CANDIDATES)
+    note(f"exact search takes {sample.exact_ms:.2f} ms of CPU a query; building")
     rows = []
     for index, tuned in built(vectors, sample, kinds):
         path = str(Path(folder) / "index.faiss")
@@ -124,6 +126,10 @@ def measure(run: str, count: int, kinds: tuple[str, ...], folder: str) -> list[d
         rows.append(read)
         print(json.dumps(read), file=sys.stderr, flush=True)
     return rows
+
+
+def note(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def built(vectors: Vectors, sample: Sample, kinds: tuple[str, ...]) -> Iterator[tuple[Any, Tuned]]:
