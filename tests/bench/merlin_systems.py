@@ -42,6 +42,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -78,7 +79,7 @@ PACKAGES, BUILD, CARRY = (
 PIP = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation")
 MERLIN_MODEL = "executor_model"
 BAR_TIMES = 150.0
-START_S, CHECKED, WARM_UP, MARQUEE_TIMES = 600.0, 20, 5, 20
+START_S, CHECKED, WARM_UP, MARQUEE_TIMES = 1200.0, 20, 5, 20
 
 
 # --- environment, build ---------------------------------------------------------------------------
@@ -315,6 +316,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=40, help="of Merlin Systems, a round")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped
     folder, run = options.environment.resolve(), Run(options.run)
     folder.mkdir(parents=True, exist_ok=True)
     result = measure(run, folder, options.rounds, options.requests)
