@@ -28,6 +28,7 @@ import nvtabular as nvt
 import pandas as pd
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.types import Array, Float32, Int32
+from merlin.dag import postorder_iter_nodes
 from merlin.schema import ColumnSchema, Schema
 from merlin.systems.dag.ensemble import Ensemble
 from merlin.systems.dag.ops.faiss import QueryFaiss, setup_faiss
@@ -146,7 +147,7 @@ class Builder:
         """Fitted on a part of the table, then given the run's own means and deviations."""
         workflow = nvt.Workflow(nodes)
         workflow.fit(nvt.Dataset(frame[:1000]))
-        for node in _nodes(workflow.output_node):
+        for node in postorder_iter_nodes(workflow.output_node):
             if isinstance(node.op, ops.Normalize):
                 for name in node.op.means:
                     mean, std, _ = self.facts["moments"][name]
@@ -205,10 +206,6 @@ def _sum(nodes: list[Any]) -> Any:
     for node in nodes[1:]:
         total = total + node
     return total
-
-
-def _nodes(node: Any) -> list[Any]:
-    return [node, *(found for parent in node.parents for found in _nodes(parent))]
 
 
 def serve_in_python(repository: Path) -> None:
