@@ -14,7 +14,8 @@ Merlin's executor model.
 The same on both sides: the trained query tower and ranker with their weights, the candidate
 vectors, the features, the requests (user and device at the end of the log), how many candidates
 are ranked and shown, the embedded tritonserver, one thread per library, one request at a time.
-Before measuring, scores of the served ensemble are compared with those of the offline models.
+Before measuring, scores that Merlin's ensemble serves are compared with those of the offline
+models, without their retrieval term: "scores" in the result.
 
 Not the same, and in Merlin's favour where it matters for cost:
 - Features are the latest ones of the feature store: no point-in-time history of the request's
@@ -24,7 +25,7 @@ Not the same, and in Merlin's favour where it matters for cost:
   (IVF32, nprobe 8), whose recall is far below Marquee's.
 - The final score has no retrieval term, since QueryFaiss drops scores.
 - Ids of videos are row numbers (QueryFaiss passes int32) and text features are codes (QueryFeast
-  has no text).
+  has no text). A value that is absent counts as an unknown one.
 - The page is drawn by SoftmaxSampling with the example's temperature, which is nearly uniform.
 Not the same, and against Merlin by the little that it costs (its share is printed): the embedded
 Triton has no TensorFlow backend, so both SavedModels are served by Python models of one call.
