@@ -14,9 +14,9 @@ of n videos is grown from its vectors:
   tenth of its length: heavy tails and zeros stay in the proportion in which they were learned.
 
 Queries are vectors of real requests of the run's test part; one half of the users shape the lists,
-the others measure. Vectors and written indexes are mapped from disk and one index is in memory at a
-time, so 10 million videos take some 7 GB beside the page cache. Memory is what a new process gains
-(resident) by reading the written index and answering all queries. Prints a table, and JSON with
+the others measure. Vectors and written indexes are mapped from disk, exact search reads a million
+vectors at a time, and one index at a time is in memory. Memory in the table is what a new process
+gains (resident) by reading the written index and answering all queries. Prints a table, and JSON with
 --json. Exit status 1 when a bar is missed at a million videos.
 """
 
