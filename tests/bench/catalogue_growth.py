@@ -16,8 +16,8 @@ of n videos is grown from its vectors:
 Queries are vectors of real requests of the run's test part; one half of the users shape the lists,
 the others measure. Vectors and written indexes are mapped from disk, exact search reads a million
 vectors at a time, and one index at a time is in memory. Memory in the table is what a new process
-gains (resident) by reading the written index and answering all queries. Prints a table, and JSON with
---json. Exit status 1 when a bar is missed at a million videos.
+gains (resident) by reading the written index and answering all queries. Prints a table, and JSON
+with --json. Exit status 1 when a bar is missed at a million videos.
 """
 
 from __future__ import annotations
