@@ -192,3 +192,92 @@ class Catalogue:
             ],
             bool,
         )
+
+
+def random_request(catalogue: Catalogue, rng: Any, cursor: str | None = None) -> dict[str, Any]:
+    """Candidates with repeats, padding and odd scores; any device, country and limit."""
+    n, user = catalogue.num_videos, int(rng.integers(0, catalogue.num_users + 1))
+    count = int(rng.integers(0, 120))
+    score = rng.normal(size=count).astype(np.float32)
+    score[rng.random(count) < 0.02] = rng.choice([np.nan, -np.inf, np.inf])
+    some = {
+        "device": rng.choice(["tv", "web", "car", None]),
+        "country": rng.choice([*COUNTRIES, "??", None, None, None]),
+        "maturity": rng.choice([*RATINGS, "?", None, None, None, None]),
+    }
+    return catalogue.inputs(
+        user,
+        rng.integers(0, n + 1, count),
+        score=score,
+        source=rng.choice([1, 2 | 256, 4, 8, 9, 2 | 512], count),
+        time=NOW + int(rng.integers(-10, 10)) * DAY,
+        online=rng.integers(1, n + 1, int(rng.integers(0, 8))),
+        cursor=cursor,
+        **{name: value for name, value in some.items() if value is not None},
+    )
+
+
+def problems(
+    catalogue: Catalogue, stage: Any, inputs: dict[str, Any], shown: set[int]
+) -> list[str]:
+    """What is wrong with the page for a request, by the plain definition of every rule.
+
+    Args:
+        shown: rows that earlier answers had; those of this one are added.
+    """
+    page = stage.run(inputs)["page"][0, 0]
+    rows = page.rows.tolist()
+    request = stage.request(inputs, 0)
+    ok = catalogue.is_allowed(
+        rows, request.user_row, request.moment, request.country, request.maturity
+    )
+    watched = {row for row, _ in catalogue.watches[request.user_row]}
+    watched |= set(request.online_row.tolist())
+    resumed = page.sizes[0] if page.kinds[:1] == [b"continue"] else 0
+    layouts = stage.settings["layouts"]
+    height, width = layouts.get(request.device) or layouts[stage.settings["default_device"]]
+    found = {
+        "a video twice": len(set(rows)) < len(rows),
+        "a video again": bool(shown & set(rows)),
+        "not allowed": not ok.all(),
+        "watched before": bool(watched & set(rows[resumed:])),
+        "not watched before": not set(rows[:resumed]) <= watched,
+        "too many rows": len(page.sizes) > height,
+        "a row too long": max(page.sizes, default=0) > width,
+        "sizes do not add up": sum(page.sizes) != len(rows),
+        "names missing": not len(page.kinds) == len(page.titles) == len(page.sizes),
+        "a propensity is no probability": bool(
+            ((page.propensities <= 0) | (page.propensities > 1)).any()
+        ),
+        "status": (page.status == 5) != (len(rows) == 0),
+        "changes when asked again": page.plain() != stage.run(inputs)["page"][0, 0].plain(),
+        "something stays hidden": bool(stage.rules.hidden.any()),
+    }
+    shown |= set(rows)
+    return [name for name, is_so in found.items() if is_so]
+
+
+def check_pages(folder: Path, seed: int, count: int) -> tuple[int, list[str]]:
+    """`count` random pages of one random catalogue, some of them scrolled: (videos, problems)."""
+    rng = np.random.default_rng(seed)
+    num_videos = int(rng.choice([1, 5, 40, 150, 600]))
+    methods = ["mmr", "dpp", "spectrum", "none"]
+    catalogue = Catalogue.random(
+        seed, num_videos, diversity=methods[seed % 4], explore_slots=int(rng.integers(0, 4)),
+        min_row_videos=int(rng.integers(1, 5)),
+    )  # fmt: skip
+    stage = catalogue.stage(folder)
+    videos, found, cursor, shown = 0, [], None, set[int]()
+    inputs: dict[str, Any] = {}
+    for number in range(count):
+        if cursor is None:
+            inputs, shown = random_request(catalogue, rng), set()
+        else:
+            inputs["cursor"] = np.array([[cursor]], object)
+        before = len(shown)
+        found += [f"catalogue {seed}, page {number}: {p}" for p in
+                  problems(catalogue, stage, inputs, shown)]  # fmt: skip
+        videos += len(shown) - before
+        page = stage.run(inputs)["page"][0, 0]
+        cursor = page.cursor if page.cursor and rng.random() < 0.7 else None
+    return videos, found

@@ -62,6 +62,8 @@ class Page(NamedTuple):
     def plain(self):
         """As JSON has it; what is compared when a page is made again."""
         plain = self._asdict()
+        for name in ("kinds", "titles"):
+            plain[name] = [text.decode() for text in getattr(self, name)]
         for name in ("rows", "sources"):
             plain[name] = getattr(self, name).tolist()
         for name in ("scores", "propensities"):  # NaN is no JSON
@@ -230,6 +232,10 @@ class Stage:
             draft.recommend()
             draft.fall_back()
         return self._finished(draft, shown, is_expired=number < 0)
+
+    def replay(self, request):
+        """The Page of a log record's request, {field: value}."""
+        return self.build(Request(**request))
 
     def _finished(self, draft, shown, is_expired):
         """The Page of a draft; it has a cursor as long as pages are full."""
