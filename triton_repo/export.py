@@ -21,6 +21,8 @@ from models.two_tower import output_dim
 from models.weights import fold_videos, query_weights, ranker_weights
 from triton_repo.bundle import read_bundle, seal
 from triton_repo.graph import Slot, save_graph
+from triton_repo.page_export import export_page
+from triton_repo.page_tensors import FUSED_PAGE, PAGE, PAGE_STAGE, page_tensors
 from triton_repo.quantise import quantised
 from triton_repo.query_graph import query_tower_graph
 from triton_repo.ranker_graph import RankerLayout, ranker_graph
@@ -33,9 +35,11 @@ from triton_repo.tensors import (
     ensemble_body,
     longest_history,
     model_tensors,
+    one_step,
     python_body,
     render_config,
     stage_body,
+    warm_ups,
 )
 from workflow.config import Config
 from workflow.console import Report, no_report
@@ -63,7 +67,7 @@ def export_repository(
         exporter = _Exporter(run, config, contract, folder, version)
         steps = (
             exporter.query_tower, exporter.retrieval, exporter.ranker, exporter.events_model,
-            exporter.configs,
+            exporter.page, exporter.configs,
         )  # fmt: skip
         for done, step in enumerate(steps):
             report(done, len(steps), step.__name__.replace("_", " "))
@@ -72,7 +76,7 @@ def export_repository(
     sizes = [path.stat().st_size for path in run.repository.rglob("*") if path.is_file()]
     return {
         "version": version,
-        "models": [ENSEMBLE, *STAGES, EVENTS],
+        "models": [ENSEMBLE, *STAGES, EVENTS, PAGE, FUSED_PAGE, PAGE_STAGE],
         "num_files": len(sizes),
         "megabytes": round(sum(sizes) / 1e6, 1),
     }
@@ -217,6 +221,12 @@ class _Exporter:
         }
         write_json(self._stage(EVENTS) / "stage.json", settings)
 
+    # --- page ------------------------------------------------------------------------------------
+    def page(self) -> None:
+        target = self._stage(PAGE_STAGE, template="page")
+        export_page(self.run, self.config, self.contract, self.store, target)
+        self._stage(FUSED_PAGE)
+
     # --- configs ---------------------------------------------------------------------------------
     def configs(self) -> None:
         batch = self.config.serving.max_batch_size
@@ -229,22 +239,30 @@ class _Exporter:
                 else stage_body(name, tensors[name], batch, self.config.serving.max_in_flight)
             )
             self._config(name, tensors[name], body)
-        folder = self.folder / ENSEMBLE / str(self.version)
+        self._ensemble(ENSEMBLE, tensors[ENSEMBLE], ensemble_body(tensors, self.version))
+        tensors |= page_tensors(self.contract, self.spec, self.config.page.quotas.total)
+        for name in (PAGE_STAGE, FUSED_PAGE):
+            self._config(name, tensors[name], python_body() + warm_ups(tensors[name], batch))
+        self._ensemble(PAGE, tensors[PAGE], one_step(tensors[PAGE], FUSED_PAGE, self.version))
+        self.schema = tensors[ENSEMBLE].schema(batch)
+
+    def _ensemble(self, name: str, io: ModelIO, body: str) -> None:
+        folder = self.folder / name / str(self.version)
         folder.mkdir(parents=True)
         # Triton needs the version folder; git and some copy tools drop empty ones.
         (folder / "README").write_text("The ensemble has no files.\n")
-        self._config(ENSEMBLE, tensors[ENSEMBLE], ensemble_body(tensors, self.version))
-        self.schema = tensors[ENSEMBLE].schema(batch)
+        self._config(name, io, body)
 
     def _config(self, name: str, io: ModelIO, body: str) -> None:
         batch = self.config.serving.max_batch_size
         text = render_config(name, io, batch, self.version, body)
         (self.folder / name / "config.pbtxt").write_text(text)
 
-    def _stage(self, name: str) -> Path:
+    def _stage(self, name: str, template: str = "") -> Path:
         target = self.folder / name / str(self.version)
         target.mkdir(parents=True)
-        code = [TEMPLATES / "common" / "model.py", *sorted((TEMPLATES / name).glob("*.py"))]
+        own = (TEMPLATES / (template or name)).glob("*.py")
+        code = [TEMPLATES / "common" / "model.py", *sorted(own)]
         if name in STAGES:
             code.append(TEMPLATES / "common" / "admission.py")
         if name in USES_STATE:

@@ -11,6 +11,8 @@ import numpy as np
 
 from triton_repo.bundle import read_bundle
 from triton_repo.client import UserEvents
+from triton_repo.page_answer import Page, page_of
+from triton_repo.page_tensors import FUSED_PAGE
 from triton_repo.tensors import EVENTS, STAGES, USES_STATE
 from workflow.errors import StateUnavailableError
 from workflow.run import Run
@@ -66,6 +68,38 @@ class LocalPipeline:
         folder = stage_folder(self.run, name)
         module = _module(f"marquee_{name}", folder / "stage.py")
         return module.Stage(folder, self.state) if name in USES_STATE else module.Stage(folder)
+
+
+class LocalPage:
+    """Makes pages with an exported repository's stages.
+
+    Args:
+        run, state: as for LocalPipeline.
+    Raises:
+        MissingArtifactError, BundleError: as for LocalPipeline.
+    """
+
+    def __init__(self, run: Run, state: str | None = None) -> None:
+        folder = stage_folder(run, FUSED_PAGE)
+        self.version = int(folder.name)
+        module = _module(f"marquee_{FUSED_PAGE}", folder / "stage.py")
+        self.stage = module.Stage(folder, state or "")
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The output tensors for a batch given as the ensemble's input tensors.
+
+        Raises:
+            ValueError: a request is refused; the text is what the server would say.
+        """
+        refused = self.stage.check(inputs, [len(inputs["user_id"])])
+        if refused:
+            raise ValueError(refused[0])
+        answer: dict[str, Any] = self.stage.finish(self.stage.run(inputs))
+        return answer
+
+    def page(self, inputs: dict[str, Any]) -> Page:
+        """The Page of a request for one user."""
+        return page_of(self.infer(inputs), self.version)
 
 
 def stage_folder(run: Run, name: str) -> Path:

@@ -148,8 +148,8 @@ def stage_body(name: str, io: ModelIO, max_batch_size: int, max_in_flight: int) 
     """
     role = {STAGES[0]: "first", STAGES[-1]: "last"}.get(name, "between")
     setting = f'{{ string_value: "{role} {max_in_flight}" }}'
-    warmups = "".join(_warmup(io, size) for size in dict.fromkeys((1, max_batch_size)))
-    return python_body() + f'parameters {{ key: "admission" value: {setting} }}\n' + warmups
+    admission = f'parameters {{ key: "admission" value: {setting} }}\n'
+    return python_body() + admission + warm_ups(io, max_batch_size)
 
 
 def python_body() -> str:
@@ -159,6 +159,11 @@ def python_body() -> str:
         "instance_group [ { count: 1 kind: KIND_CPU } ]\n"
         "dynamic_batching { max_queue_delay_microseconds: 0 }\n"
     )
+
+
+def warm_ups(io: ModelIO, max_batch_size: int) -> str:
+    """Requests of zeros that a model answers before it is ready."""
+    return "".join(_warmup(io, size) for size in dict.fromkeys((1, max_batch_size)))
 
 
 def _warmup(io: ModelIO, batch_size: int) -> str:
@@ -195,3 +200,11 @@ def ensemble_body(tensors: dict[str, ModelIO], version: int) -> str:
     return (
         'platform: "ensemble"\nensemble_scheduling {\n step [\n' + ",\n".join(steps) + "\n ]\n}\n"
     )
+
+
+def one_step(io: ModelIO, step: str, version: int) -> str:
+    """The body of an ensemble that passes everything on to one model."""
+    maps = [f'    input_map {{ key: "{t.name}" value: "{t.name}" }}' for t in io.inputs]
+    maps += [f'    output_map {{ key: "{t.name}" value: "{t.name}" }}' for t in io.outputs]
+    lines = "\n".join((f'    model_name: "{step}"', f"    model_version: {version}", *maps))
+    return f'platform: "ensemble"\nensemble_scheduling {{\n step [\n  {{\n{lines}\n  }}\n ]\n}}\n'

@@ -393,5 +393,5 @@ def test_pages_as_tensors(tmp_path: Path) -> None:
         [1001, 1002, 1003, 1004, 1005, 1006], [1009, 1008, 1007, -1, -1, -1],
     ]  # fmt: skip
     assert np.isnan(answer["score"][1, 3:]).all() and not np.isnan(answer["score"][0]).any()
-    assert answer["page_status"].tolist() == [[0], [3]]
+    assert answer["status"].tolist() == [[0], [3]]
     assert answer["next_cursor"][0, 0] and not answer["next_cursor"][1, 0]

@@ -134,13 +134,22 @@ class Stage:
             rows = inputs[name][i]
             if ((rows < 0) | (rows >= last)).any():
                 return f"{name} is outside the bundle's catalogue"
+        return self.cursor_problem(inputs, i)
+
+    def cursor_problem(self, inputs, i):
+        """What is wrong with a request's cursor, or None."""
+        cursor = text_of(inputs, "cursor", i)
         try:
-            cursor = text_of(inputs, "cursor", i)
             if cursor is not None:
                 self.cursor_module.decode(cursor)
         except ValueError as error:
             return str(error)
         return None
+
+    def shown(self, inputs):
+        """Rows that earlier answers showed; int32 [n, most of one request], 0-padded."""
+        rows = [self.seen(text_of(inputs, "cursor", i))[0] for i in range(len(inputs["user_id"]))]
+        return padded(rows, np.int32, 0)
 
     def _blank(self, inputs, mine):
         """Nothing that could go wrong instead of a refused request."""
@@ -172,7 +181,7 @@ class Stage:
             "score": padded([page.scores for page in pages], np.float32, np.nan),
             "source": padded([page.sources for page in pages], np.int32, 0),
             "propensity": padded([page.propensities for page in pages], np.float32, 0),
-            "page_status": np.array([[page.status] for page in pages], np.int32),
+            "status": np.array([[page.status] for page in pages], np.int32),
             "next_cursor": np.array([[page.cursor] for page in pages], object),
             "record": answer["record"],
         }
@@ -209,12 +218,16 @@ class Stage:
             request.user_row, request.moment, request.country, request.maturity
         )
         past = self.history.past(request.user_row, request.watched_until, request.online_row)
-        shown, number = self.cursor_module.NO_ROWS, 0
-        if request.cursor is not None:
-            version, number, shown = self.cursor_module.decode(request.cursor)
-            if version != self.version or shown.max(initial=0) >= len(self.video_id):
-                shown, number = self.cursor_module.NO_ROWS, -1
-        return viewer, past, shown, number
+        return viewer, past, *self.seen(request.cursor)
+
+    def seen(self, cursor):
+        """(rows shown on earlier answers, number of this answer or -1), as for `look`."""
+        if cursor is None:
+            return self.cursor_module.NO_ROWS, 0
+        version, number, shown = self.cursor_module.decode(cursor)
+        if version != self.version or shown.max(initial=0) >= len(self.video_id):
+            return self.cursor_module.NO_ROWS, -1
+        return shown, number
 
     def _unseen(self, past):
         return past.watched if self.settings["exclude_watched"] else past.watched[:0]
