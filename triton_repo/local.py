@@ -65,9 +65,7 @@ class LocalPipeline:
         return UserEvents(int(answer["num_events"][0, 0]), int(answer["last_time"][0, 0]))
 
     def _load_stage(self, name: str) -> Any:
-        folder = stage_folder(self.run, name)
-        module = _module(f"marquee_{name}", folder / "stage.py")
-        return module.Stage(folder, self.state) if name in USES_STATE else module.Stage(folder)
+        return load_stage(self.run, name, *([self.state] if name in USES_STATE else []))
 
 
 class LocalPage:
@@ -80,10 +78,8 @@ class LocalPage:
     """
 
     def __init__(self, run: Run, state: str | None = None) -> None:
-        folder = stage_folder(run, FUSED_PAGE)
-        self.version = int(folder.name)
-        module = _module(f"marquee_{FUSED_PAGE}", folder / "stage.py")
-        self.stage = module.Stage(folder, state or "")
+        self.stage = load_stage(run, FUSED_PAGE, state or "")
+        self.version = read_bundle(run.repository).version
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The output tensors for a batch given as the ensemble's input tensors.
@@ -100,6 +96,16 @@ class LocalPage:
     def page(self, inputs: dict[str, Any]) -> Page:
         """The Page of a request for one user."""
         return page_of(self.infer(inputs), self.version)
+
+
+def load_stage(run: Run, name: str, *arguments: Any) -> Any:
+    """An exported stage, without a server.
+
+    Raises:
+        MissingArtifactError: nothing was exported yet.
+    """
+    folder = stage_folder(run, name)
+    return _module(f"marquee_{name}", folder / "stage.py").Stage(folder, *arguments)
 
 
 def stage_folder(run: Run, name: str) -> Path:

@@ -60,15 +60,16 @@ class Tables:
 def country_names(tables: Tables) -> list[str]:
     """Every country that a user, a request or a video names, in order."""
     found: set[str] = set()
-    videos, users = tables.column("videos", "country"), tables.column("users", "country")
-    for values in (() if users is None else users, () if videos is None else videos):
-        for value in values:
+    for name in ("users", "videos"):
+        column = tables.column(name, "country")
+        for value in () if column is None else column:
             found.update(_texts(value))
     asked = tables.contract.tagged("events", "country")
     if asked is not None:
         for path in tables.events:
-            values = read_frame(path, columns=[asked.name])[asked.name].dropna().unique()
-            found.update(map(str, values))
+            found.update(
+                map(str, read_frame(path, columns=[asked.name])[asked.name].dropna().unique())
+            )
     return sorted(found)
 
 
@@ -244,7 +245,7 @@ def popularity(
     for place in (0, *own):
         mine = slice(None) if place == 0 else watch_country == place
         counts = np.bincount(rows[mine], minlength=num_videos + 1).astype(np.float64)
-        recent = np.bincount(rows[mine], worth[mine], minlength=num_videos + 1)
+        recent = np.bincount(rows[mine], worth[mine], minlength=num_videos + 1).astype(np.float64)
         tables["popular_row"].append(_best(counts + (1e-9 if place == 0 else 0), POPULAR))
         tables["trending_row"].append(_best(recent, TRENDING))
     table_of = np.zeros(max(len(sizes), 1), np.int16)

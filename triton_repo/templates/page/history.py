@@ -13,11 +13,11 @@ RECENT = 50  # how far back unfinished videos and reasons for rows are looked fo
 
 
 class Past(NamedTuple):
-    """Video rows; `seeds` and `unfinished` newest first, each video once."""
+    """Video rows; of `seeds` and `unfinished` lists, newest first, each video once."""
 
     watched: Any
-    seeds: list
-    unfinished: list
+    seeds: Any
+    unfinished: Any
 
 
 class History:

@@ -49,9 +49,9 @@ class Page(NamedTuple):
     """The answer: rows, and their videos one row after the other."""
 
     status: int
-    kinds: list
-    titles: list
-    sizes: list
+    kinds: Any  # lists, one entry a row: bytes, bytes, int
+    titles: Any
+    sizes: Any
     rows: Any  # int32 [videos], rows of the bundle's catalogue
     scores: Any  # float32 [videos], of the ranker; NaN where it was not asked
     sources: Any  # int32 [videos]
@@ -171,8 +171,11 @@ class Stage:
         return {"page": pages, "record": records}
 
     def finish(self, answer):
-        """One request's pages as tensors; several pages get the size of the largest one."""
-        pages = answer["page"][:, 0]
+        """One request's pages as tensors."""
+        return {**self.tensors(answer["page"][:, 0]), "record": answer["record"]}
+
+    def tensors(self, pages):
+        """Pages as tensors; all get the size of the largest one."""
         return {
             "row_kind": padded([page.kinds for page in pages], object, b""),
             "row_title": padded([page.titles for page in pages], object, b""),
@@ -183,7 +186,6 @@ class Stage:
             "propensity": padded([page.propensities for page in pages], np.float32, 0),
             "status": np.array([[page.status] for page in pages], np.int32),
             "next_cursor": np.array([[page.cursor] for page in pages], object),
-            "record": answer["record"],
         }
 
     def _ids(self, rows):
