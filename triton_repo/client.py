@@ -21,7 +21,7 @@ from workflow.errors import ServingError, StateUnavailableError
 
 MODEL, EVENTS, PAGE = "marquee", "events", "page"
 _REQUEST_INPUTS = ("user_id", "top_k", "time")  # every other input is a context column
-_PAGE_INPUTS = ("user_id", "time", "cursor", "record")
+_PAGE_INPUTS = ("user_id", "time", "cursor", "want_record")
 _ANSWER = ("video_id", "score", "status")
 _INTEGERS: dict[str, np.dtype[np.signedinteger[Any]]] = {
     "INT32": np.dtype(np.int32),
@@ -207,7 +207,7 @@ class Client:
             expected = "one of " + ", ".join(known)
             raise ServingError(f"no context column {unknown[0]}", expected=expected)
         values = {"user_id": user_id, "time": time, **context, "cursor": cursor or None}
-        values["record"] = int(record) or None
+        values["want_record"] = int(record) or None
         wanted = OUTPUTS + (("record",) if record else ())
         answer = self._infer(PAGE, values, wanted)
         tensors = {name: answer.as_numpy(name) for name in wanted}

@@ -121,7 +121,7 @@ def _in_process(run: Run, contract: Contract, asked: _Asked) -> tuple[Page, int]
     if asked.cursor:
         values["cursor"] = asked.cursor.encode()
     if asked.record:
-        values["record"] = 1
+        values["want_record"] = 1
     user, at = cast_value(asked.user, contract.id_column("user_id").dtype, "user_id"), asked.at
     if at is None:
         at = next_second(run, partial(LocalPipeline(run, state_of(run)).user_events, user))

@@ -28,7 +28,7 @@ def page_tensors(contract: Contract, spec: FeatureSpec, num_candidates: int) -> 
     }
     asked = (
         Tensor("cursor", "STRING", (1,), optional=True),
-        Tensor("record", "INT32", (1,), optional=True),
+        Tensor("want_record", "INT32", (1,), optional=True),
     )
     answer = (
         Tensor("row_kind", "STRING", (-1,)),

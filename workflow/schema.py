@@ -79,7 +79,7 @@ RESERVED_NAMES = {
     "long_history", "long_history_label", "video_lift_7d", "video_lift_30d", "hour",
     "weekday", "video_age_days", "user_event_count", "user_label_rate", "video_event_count",
     "video_label_rate", "history_end", "session_start", "watched", "split", "top_k", "status",
-    "score", "time", "raw_duration_s", "cursor", "record",
+    "score", "time", "raw_duration_s", "cursor", "want_record",
 }  # fmt: skip
 
 

@@ -353,7 +353,7 @@ def test_a_record_makes_the_same_page_again(tmp_path: Path) -> None:
             user, rng.integers(0, 301, 70), score=rng.normal(size=70), source=[1, 8] * 35,
             online=[5, 9], device="tv", country="JP",
         )  # fmt: skip
-        inputs["record"] = np.array([[1]], np.int32)
+        inputs["want_record"] = np.array([[1]], np.int32)
         answer = stage.run(inputs)
         text = answer["record"][0, 0]
         version, request, page = module.decode(text)

@@ -160,7 +160,7 @@ class Stage:
             inputs["cursor"][mine] = b""
 
     def run(self, inputs):
-        wanted = inputs.get("record")
+        wanted = inputs.get("want_record")
         count = len(inputs["user_row"])
         pages, records = np.empty((count, 1), object), np.full((count, 1), b"", object)
         for i in range(count):
