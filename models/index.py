@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import models.compat  # noqa: F401
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
-from models.index_kinds import QueryLists, flat, hnsw, set_effort
+from models.index_kinds import QueryLists, flat, hnsw
+from models.index_tuning import QUERIES_FILE, Sample, Tuned, Vectors, measure_exact, megabytes, tune
 from models.inputs import FeatureTables, sample_columns
 from models.queries import held_out_queries
 from models.retriever import load_two_tower
@@ -24,53 +24,12 @@ from workflow.features.encoded import FeatureStore
 from workflow.features.spec import FeatureSpec
 from workflow.run import Run, replaced_folder, write_json
 
-Vectors = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
-# Each about 1.4 times the one before: the next smaller one misses the target.
-EFFORTS = tuple(round(2 ** (step / 2)) for step in range(6, 25))
-TIMED_QUERIES = 200
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What a kind of index was measured to need.
-
-    Attributes:
-        effort: nprobe or efSearch, 0 for exact search.
-        recall_vs_exact: share of the exact result that it finds, over held-out queries.
-        search_ms: CPU milliseconds per query, asked one at a time on one thread.
-        build_s: seconds to build it.
-        megabytes: of the index file.
-    """
-
-    kind: str
-    effort: int
-    recall_vs_exact: float
-    search_ms: float
-    build_s: float = 0.0
-    megabytes: float = 0.0
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Queries of real requests: `known` shape the index, `asked`, of other users, measure it.
-
-    Attributes:
-        known, asked: float32 [n, dim] each.
-        exact: int64 [asked, num_candidates], what exact search finds; exact_ms is what it costs.
-    """
-
-    known: Vectors
-    asked: Vectors
-    exact: Int64
-    exact_ms: float
-
 
 def build_index(run: Run, config: Config, report: Report = no_report) -> dict[str, Any]:
     """Index the candidate vectors and choose kind and search effort by the rule of `choose`.
 
-    Index position i holds video row i + 1. Writes index.faiss and report.json, which also lists
-    every kind that was tried.
+    Index position i holds video row i + 1. Writes index.faiss, report.json, which also lists
+    every kind that was tried, and queries.npz: what shaped and measured the index.
 
     Returns:
         {"kind", "effort", "recall_vs_exact", "num_candidates", "num_videos", "build_s",
@@ -92,6 +51,7 @@ def build_index(run: Run, config: Config, report: Report = no_report) -> dict[st
     }
     with replaced_folder(run.index) as folder:
         faiss.write_index(index, str(folder / "index.faiss"))
+        np.savez(folder / QUERIES_FILE, known=known, asked=asked)
         write_json(folder / "report.json", summary | {"tried": [asdict(one) for one in tried]})
     return summary
 
@@ -111,13 +71,6 @@ def real_queries(run: Run, config: Config) -> tuple[Vectors, Vectors]:
     return (first if len(first) else second), second
 
 
-def measure_exact(vectors: Vectors, known: Vectors, asked: Vectors, num_candidates: int) -> Sample:
-    """The sample with what exact search finds."""
-    faiss.omp_set_num_threads(1)
-    exact, exact_ms = timed_search(flat(vectors), asked, num_candidates)
-    return Sample(known, asked, exact, exact_ms)
-
-
 def choose(
     vectors: Vectors, sample: Sample, config: IndexConfig
 ) -> tuple[Any, Tuned, tuple[Tuned, ...]]:
@@ -128,7 +81,7 @@ def choose(
     else is built. HNSW is built only where it is asked for: on vectors of so different lengths it
     does not reach the target, and building it takes longest.
     """
-    exact = Tuned("flat", 0, 1.0, round(sample.exact_ms, 4), 0.0, _megabytes(vectors.nbytes))
+    exact = Tuned("flat", 0, 1.0, round(sample.exact_ms, 4), 0.0, megabytes(vectors.nbytes))
     automatic = config.kind == "auto"
     if config.kind == "flat" or (automatic and len(vectors) <= config.flat_up_to_videos):
         return flat(vectors), exact, (exact,)
@@ -156,49 +109,3 @@ def _tuned_kinds(
         started = time.perf_counter() - shared_s
         index = lists.index(vectors, half=kind == "ivf_fp16")
         yield index, tune(index, kind, sample, config.target_recall, started)
-
-
-def tune(index: Any, kind: str, sample: Sample, target: float, started: float = 0.0) -> Tuned:
-    """The smallest tried effort whose recall reaches `target`, or the largest one.
-
-    Args:
-        started: time.perf_counter() when building began.
-    """
-    build_s = time.perf_counter() - started
-    most = faiss.extract_index_ivf(index).nlist if kind.startswith("ivf") else EFFORTS[-1]
-    efforts = [effort for effort in EFFORTS if effort < most]
-    for effort in (*efforts, most):
-        set_effort(index, kind, effort)
-        _, found = index.search(sample.asked, sample.exact.shape[1])
-        recall = recall_against(found, sample.exact)
-        if recall >= target:
-            break
-    _, search_ms = timed_search(index, sample.asked[:TIMED_QUERIES], sample.exact.shape[1])
-    size = _megabytes(len(faiss.serialize_index(index)))
-    return Tuned(kind, effort, round(recall, 5), round(search_ms, 4), round(build_s, 3), size)
-
-
-def _megabytes(size: int) -> float:
-    return round(size / 1e6, 1)
-
-
-def recall_against(found: Int64, exact: Int64) -> float:
-    """Share of the exact result that was found, averaged over queries."""
-    if len(exact) == 0:
-        return 1.0
-    kept = [
-        len(np.intersect1d(a, b, assume_unique=False)) for a, b in zip(found, exact, strict=True)
-    ]
-    return float(np.mean(kept) / exact.shape[1])
-
-
-def timed_search(index: Any, queries: Vectors, k: int) -> tuple[Int64, float]:
-    """(positions [n, k], CPU milliseconds per query when asked one at a time)."""
-    timed = queries[:TIMED_QUERIES]
-    index.search(queries[:1], k)
-    started = time.thread_time()
-    for row in range(len(timed)):
-        index.search(timed[row : row + 1], k)
-    milliseconds = (time.thread_time() - started) * 1e3 / max(len(timed), 1)
-    _, found = index.search(queries, k)
-    return found, milliseconds

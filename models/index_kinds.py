@@ -40,6 +40,11 @@ def read_index(path: str, kind: str, effort: int) -> Any:
     return index
 
 
+def ivf_of(index: Any) -> Any:
+    """The IVF index itself, also where vectors are padded in front of it."""
+    return faiss.downcast_index(faiss.extract_index_ivf(index))
+
+
 def set_effort(index: Any, kind: str, effort: int) -> None:
     """Set nprobe of an IVF index or efSearch of an HNSW index; flat indexes have none."""
     if kind.startswith("ivf"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import models.compat  # noqa: F401
-
 import faiss
 import numpy as np
 import numpy.typing as npt

@@ -95,9 +95,9 @@ class Worker:
         What a call of the stages costs is up to the longest history in it. (Where an unknown user
         comes does not matter.)
         """
-        known = self.pipeline.stages["query_tower"].user_id
+        known = self.pipeline.fused.query_tower.user_id
         at = np.minimum(np.searchsorted(known, user_ids.astype(known.dtype)), len(known) - 1)
-        watches = np.diff(self.pipeline.stages["retrieval"].watched_start)[at + 1]
+        watches = np.diff(self.pipeline.fused.retrieval.watched_start)[at + 1]
         return np.argsort(watches, kind="stable")
 
     def _answer(self, user_ids: npt.NDArray[Any]) -> Answers:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -46,10 +48,24 @@ class Bundle:
         return sorted(name.split("/")[0] for name in self.sha256 if name.endswith("/config.pbtxt"))
 
 
-def seal(folder: Path, version: int, schema: dict[str, Any]) -> None:
-    """Write the manifest of what is in `folder`, then the READY marker."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+def next_version(folder: Path) -> int:
+    """For a bundle that replaces the one in `folder`: the UTC second, above the replaced one's."""
+    with suppress(BundleError):
+        return max(int(time.time()), read_bundle(folder).version + 1)
+    return int(time.time())
+
+
+def seal(
+    folder: Path, version: int, schema: dict[str, Any], known: dict[str, str] | None = None
+) -> None:
+    """Write the manifest of what is in `folder`, then the READY marker.
+
+    Args:
+        known: digests of files that were taken over from a sealed bundle; the others are read.
+    """
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    given = known or {}
+    hashes = {name: given.get(name) or file_sha256(folder / name) for name in names}
     manifest = {"format": FORMAT, "version": version, "schema": schema, "sha256": hashes}
     write_json(folder / MANIFEST, manifest)
     write_bytes(folder / READY, f"{file_sha256(folder / MANIFEST)}\n".encode())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from types import TracebackType
 from typing import Any
 
@@ -52,15 +54,40 @@ class ModelControl:
         models = index.get("models", [])
         return {m["name"]: int(m["version"]) for m in models if m.get("state") == "READY"}
 
-    def load(self, name: str) -> None:
+    def python_models(self) -> set[str]:
+        """Those of the Python backend that Triton believes to answer."""
+        return {name for name in self.loaded() if self._config(name).get("backend") == "python"}
+
+    def restart(self, name: str) -> None:
+        """Load a model again whose files are the same: with a parameter more, which nobody reads.
+
+        Without a change Triton would do nothing. Raises what `load` does.
+        """
+        config = self._config(name)
+        restarted = {"restarted_at": {"string_value": str(time.time())}}
+        config["parameters"] = {**config.get("parameters", {}), **restarted}
+        self.load(name, json.dumps(config))
+
+    def _config(self, name: str) -> dict[str, Any]:
+        try:
+            answer = self._client.get_model_config(
+                name, as_json=True, client_timeout=_ASK_TIMEOUT_S
+            )
+        except InferenceServerException as error:
+            raise self._error(f"it does not tell the settings of {name}", error) from error
+        return dict(answer["config"])
+
+    def load(self, name: str, config: str | None = None) -> None:
         """Load a model and the models that it needs; returns when they are warm.
 
+        Args:
+            config: JSON in place of its config.pbtxt.
         Raises:
             BundleError: it does not load or its warm-up fails.
             ServingError: the server does not answer.
         """
         try:
-            self._client.load_model(name, client_timeout=_LOAD_TIMEOUT_S)
+            self._client.load_model(name, config=config, client_timeout=_LOAD_TIMEOUT_S)
         except InferenceServerException as error:
             if "UNAVAILABLE" in str(error.status()) or "DEADLINE" in str(error.status()):
                 raise self._error(f"model {name} was not loaded", error) from error

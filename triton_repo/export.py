@@ -6,8 +6,6 @@ What is written runs alone: no import of ours, no absolute path, no pickle.
 from __future__ import annotations
 
 import shutil
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,9 @@ from models.ranker import load_ranker
 from models.retriever import load_two_tower
 from models.two_tower import output_dim
 from models.weights import fold_videos, query_weights, ranker_weights
-from triton_repo.bundle import read_bundle, seal
+from triton_repo.bundle import next_version, seal
+from triton_repo.catalogue import Catalogue, prune
+from triton_repo.catalogue_files import CatalogueFiles
 from triton_repo.graph import Slot, save_graph
 from triton_repo.page_export import export_page
 from triton_repo.page_tensors import FUSED_PAGE, PAGE, PAGE_STAGE, page_tensors
@@ -27,23 +27,23 @@ from triton_repo.quantise import quantised
 from triton_repo.query_graph import query_tower_graph
 from triton_repo.ranker_graph import RankerLayout, ranker_graph
 from triton_repo.tensors import (
+    ALL_THAT_WAIT,
     ENSEMBLE,
     EVENTS,
+    FUSED,
     STAGES,
     USES_STATE,
     ModelIO,
     ensemble_body,
+    fused_body,
     longest_history,
     model_tensors,
-    one_step,
     python_body,
     render_config,
     stage_body,
-    warm_ups,
 )
 from workflow.config import Config
 from workflow.console import Report, no_report
-from workflow.errors import BundleError
 from workflow.features.encoded import FeatureStore
 from workflow.features.fitted import CompiledTable
 from workflow.features.spec import FIRST_VALUE, QUERY_GROUPS, Feature, FeatureSpec
@@ -58,35 +58,37 @@ def export_repository(
 ) -> dict[str, Any]:
     """Write the model repository; the one that was there before stays until this one is whole.
 
+    Videos that `marquee refresh` added or withdrew stay so.
+
     Returns:
         {"version", "models", "num_files", "megabytes"}.
     """
     run.require(run.index / "index.faiss", "index", "marquee index")
-    version = _next_version(run.repository)
+    version = next_version(run.repository)
+    untouched = Catalogue.untouched(run)
+    catalogue = Catalogue.of(run).on(untouched)
     with replaced_folder(run.repository) as folder:
         exporter = _Exporter(run, config, contract, folder, version)
         steps = (
-            exporter.query_tower, exporter.retrieval, exporter.ranker, exporter.events_model,
-            exporter.page, exporter.configs,
+            exporter.query_tower, exporter.retrieval, exporter.ranker, exporter.fused,
+            exporter.events_model, exporter.page, exporter.configs,
         )  # fmt: skip
         for done, step in enumerate(steps):
             report(done, len(steps), step.__name__.replace("_", " "))
             step()
+        if not catalogue.is_untouched:
+            files = CatalogueFiles(run, config, contract, folder, version, untouched)
+            catalogue, index = files.change_to(catalogue)
+            catalogue.save(run, version, {"index": index})
         seal(folder, version, exporter.schema)
+    prune(run)
     sizes = [path.stat().st_size for path in run.repository.rglob("*") if path.is_file()]
     return {
         "version": version,
-        "models": [ENSEMBLE, *STAGES, EVENTS, PAGE, FUSED_PAGE, PAGE_STAGE],
+        "models": [ENSEMBLE, FUSED, *STAGES, EVENTS, PAGE, FUSED_PAGE, PAGE_STAGE],
         "num_files": len(sizes),
         "megabytes": round(sum(sizes) / 1e6, 1),
     }
-
-
-def _next_version(repository: Path) -> int:
-    """The UTC second, above the version of what is replaced."""
-    with suppress(BundleError):
-        return max(int(time.time()), read_bundle(repository).version + 1)
-    return int(time.time())
 
 
 class _Exporter:
@@ -129,6 +131,8 @@ class _Exporter:
         self._save(target, "user_value", _columns(values, np.float32))
         histories = self.store.histories()
         self._save(target, "video_id", self.store.video("video_id"))
+        rows = np.arange(self.spec.num_videos + 1, dtype=np.int32)
+        self._save(target, "video_row", rows)  # marquee refresh adds ids in between
         self._save(target, "video_index", self.store.video("video_index"))
         self._save(target, "watched_row", histories.video_row)
         if histories.label is not None:
@@ -171,6 +175,7 @@ class _Exporter:
         self._save(target, "watched_start", histories.start)
         settings = {
             "num_candidates": self.index_report["num_candidates"],
+            "num_videos": self.spec.num_videos,
             "kind": self.index_report["kind"],
             "effort": self.index_report["effort"],
             "exclude_watched": self.config.serving.exclude_watched,
@@ -213,6 +218,11 @@ class _Exporter:
         ids = np.asarray(self.store.video("video_id"))
         return np.concatenate([np.zeros(1, ids.dtype), ids])
 
+    # --- fused -----------------------------------------------------------------------------------
+    def fused(self) -> None:
+        """Code alone: it reads the files of the stages."""
+        self._stage(FUSED)
+
     # --- events ----------------------------------------------------------------------------------
     def events_model(self) -> None:
         settings = {
@@ -229,33 +239,33 @@ class _Exporter:
 
     # --- configs ---------------------------------------------------------------------------------
     def configs(self) -> None:
-        batch = self.config.serving.max_batch_size
+        serving = self.config.serving
+        batch = serving.max_batch_size
         num_candidates = self.index_report["num_candidates"]
         tensors = model_tensors(self.contract, self.spec, num_candidates, self.dim)
-        for name in (*STAGES, EVENTS):
-            body = (
-                python_body()
-                if name == EVENTS
-                else stage_body(name, tensors[name], batch, self.config.serving.max_in_flight)
-            )
-            self._config(name, tensors[name], body)
-        self._ensemble(ENSEMBLE, tensors[ENSEMBLE], ensemble_body(tensors, self.version))
-        tensors |= page_tensors(self.contract, self.spec, self.config.page.quotas.total)
-        for name in (PAGE_STAGE, FUSED_PAGE):
-            self._config(name, tensors[name], python_body() + warm_ups(tensors[name], batch))
-        self._ensemble(PAGE, tensors[PAGE], one_step(tensors[PAGE], FUSED_PAGE, self.version))
+        for name in STAGES:
+            self._config(name, tensors[name], batch, stage_body(tensors[name], batch))
+        body = fused_body(tensors[FUSED], batch, serving.max_waiting)
+        self._config(FUSED, tensors[FUSED], ALL_THAT_WAIT, body)
+        self._config(EVENTS, tensors[EVENTS], batch, python_body())
+        self._ensemble(ENSEMBLE, FUSED, tensors[ENSEMBLE])
         self.schema = tensors[ENSEMBLE].schema(batch)
+        tensors = page_tensors(self.contract, self.spec, self.config.page.quotas.total)
+        self._config(PAGE_STAGE, tensors[PAGE_STAGE], batch, stage_body(tensors[PAGE_STAGE], batch))
+        body = fused_body(tensors[FUSED_PAGE], batch, serving.max_waiting)
+        self._config(FUSED_PAGE, tensors[FUSED_PAGE], ALL_THAT_WAIT, body)
+        self._ensemble(PAGE, FUSED_PAGE, tensors[PAGE])
 
-    def _ensemble(self, name: str, io: ModelIO, body: str) -> None:
+    def _ensemble(self, name: str, step: str, io: ModelIO) -> None:
         folder = self.folder / name / str(self.version)
         folder.mkdir(parents=True)
         # Triton needs the version folder; git and some copy tools drop empty ones.
         (folder / "README").write_text("The ensemble has no files.\n")
-        self._config(name, io, body)
-
-    def _config(self, name: str, io: ModelIO, body: str) -> None:
         batch = self.config.serving.max_batch_size
-        text = render_config(name, io, batch, self.version, body)
+        self._config(name, io, batch, ensemble_body(io, step, self.version))
+
+    def _config(self, name: str, io: ModelIO, max_batch_size: int, body: str) -> None:
+        text = render_config(name, io, max_batch_size, self.version, body)
         (self.folder / name / "config.pbtxt").write_text(text)
 
     def _stage(self, name: str, template: str = "") -> Path:
@@ -263,9 +273,7 @@ class _Exporter:
         target.mkdir(parents=True)
         own = (TEMPLATES / (template or name)).glob("*.py")
         code = [TEMPLATES / "common" / "model.py", *sorted(own)]
-        if name in STAGES:
-            code.append(TEMPLATES / "common" / "admission.py")
-        if name in USES_STATE:
+        if name in USES_STATE and name != FUSED:
             code.append(TEMPLATES / "common" / "store.py")
         for path in code:
             shutil.copyfile(path, target / path.name)

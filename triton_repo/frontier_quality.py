@@ -94,7 +94,7 @@ class Judge:
 
     def _turn_back(self, pipeline: LocalPipeline) -> None:
         """Numbers of users as of their request, numbers of videos as of the test part's start."""
-        query_tower, ranker = pipeline.stages["query_tower"], pipeline.stages["ranker"]
+        query_tower, ranker = pipeline.fused.query_tower, pipeline.fused.ranker
         queries = self.bench.queries
         users = np.array(query_tower.user_value)
         for name in self.state:

@@ -13,13 +13,13 @@ from triton_repo.bundle import read_bundle
 from triton_repo.client import UserEvents
 from triton_repo.page_answer import Page, page_of
 from triton_repo.page_tensors import FUSED_PAGE
-from triton_repo.tensors import EVENTS, STAGES, USES_STATE
+from triton_repo.tensors import EVENTS, FUSED
 from workflow.errors import StateUnavailableError
 from workflow.run import Run
 
 
 class LocalPipeline:
-    """Runs an exported repository's stages one after the other.
+    """Runs an exported repository's fused step: `fused.query_tower` and so on are the stages.
 
     Args:
         run: the run whose repository is used.
@@ -32,7 +32,7 @@ class LocalPipeline:
     def __init__(self, run: Run, state: str | None = None) -> None:
         self.run = run
         self.state = state or ""
-        self.stages = {name: self._load_stage(name) for name in STAGES}
+        self.fused = self._load_stage(FUSED)
 
     def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Answer a batch given as the ensemble's input tensors (leave out what is absent).
@@ -43,13 +43,11 @@ class LocalPipeline:
             ValueError: a stage refuses the request; the text is what the server would say.
         """
         known: dict[str, Any] = {"top_k": None, "time": None, **inputs}
-        sizes = [len(inputs["user_id"])]
-        for stage in self.stages.values():
-            refused = stage.check(known, sizes)
-            if refused:
-                raise ValueError(refused[0])
-            known |= stage.finish(stage.run(known))
-        return {name: known[name] for name in ("video_id", "score", "status")}
+        refused = self.fused.check(known, [len(inputs["user_id"])])
+        if refused:
+            raise ValueError(refused[0])
+        answer: dict[str, Any] = self.fused.finish(self.fused.run(known))
+        return answer
 
     def user_events(self, user_id: int | bytes) -> UserEvents:
         """What the online state has of a user; nothing where there is none.
@@ -65,7 +63,7 @@ class LocalPipeline:
         return UserEvents(int(answer["num_events"][0, 0]), int(answer["last_time"][0, 0]))
 
     def _load_stage(self, name: str) -> Any:
-        return load_stage(self.run, name, *([self.state] if name in USES_STATE else []))
+        return load_stage(self.run, name, self.state)
 
 
 class LocalPage:

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 from triton_repo.client import Client
 from triton_repo.local import LocalPage, LocalPipeline, as_tensors, load_stage
 from triton_repo.page_answer import Page, page_of
-from triton_repo.page_export import context_inputs
-from triton_repo.page_tensors import PAGE_STAGE
+from triton_repo.page_tensors import PAGE_STAGE, context_inputs
 from triton_repo.recommend import cast_value, titles_of, typed_id
 from triton_repo.server import running_server
 from triton_repo.state import state_of

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from models.co_watch import co_watch_vectors
-from models.metrics import Float32
-from models.neighbours import neighbours, unit_rows
+from models.neighbours import neighbours
 from models.watches import Watches
 from triton_repo import page_tables
 from triton_repo.page_tables import SECONDS_PER_DAY, Tables
+from triton_repo.page_tensors import context_inputs
 from workflow.config import Config
 from workflow.features.encoded import FeatureStore, save_array
 from workflow.features.spec import FeatureSpec
@@ -21,14 +21,6 @@ from workflow.run import Run, write_json
 from workflow.schema import Contract
 
 NEIGHBOURS = 60  # kept per video: rules and what was watched take some of them
-DIVERSITY_DIM = 16
-CONTEXT = ("device", "country", "maturity")
-
-
-def context_inputs(contract: Contract) -> dict[str, str]:
-    """What the page wants to know of a request -> the name of the input that says it."""
-    tagged = {what: contract.tagged("events", what) for what in CONTEXT}  # type: ignore[arg-type]
-    return {what: column.name if column else what for what, column in tagged.items()}
 
 
 def num_fetched(config: Config) -> int:
@@ -43,7 +35,8 @@ def export_page(
     tables = Tables.read(contract, run.data)
     spec = FeatureSpec.load(store.root / "spec.json")
     arrays, settings = rules(tables, config)
-    names, arrays["group"] = page_tables.groups(tables, config.page.min_row_videos)
+    names = page_tables.groups(tables, config.page.min_row_videos)
+    arrays["group"] = page_tables.places_of(tables, names)
     arrays["title_text"], arrays["title_start"] = page_tables.titles(tables)
     arrays |= pasts(tables, store, settings["countries"], config)
     arrays |= page_tables.newest(tables)
@@ -106,18 +99,10 @@ def likeness(
     learned = vectors[:, : config.retriever.embedding_dim]
     watches = Watches.read(store, spec, "train", "valid", "test")
     co_watch = co_watch_vectors(watches, config.retriever.co_watch_dim)
+    axes = page_tables.diversity_axes(learned)
     return {
         "candidate_vector": vectors,
         "neighbour": neighbours(learned, co_watch, watches.counts, NEIGHBOURS),
-        "diversity_vector": short_vectors(learned),
+        "diversity_vector": page_tables.short_vectors(learned, axes),
+        "diversity_axis": axes,  # for marquee refresh
     }
-
-
-def short_vectors(learned: Float32) -> Float32:
-    """Unit vectors of DIVERSITY_DIM dimensions: the directions in which videos differ most."""
-    unit = unit_rows(learned)
-    unit[1:] -= unit[1:].mean(axis=0)  # what all have in common makes nobody alike
-    _, axes = np.linalg.eigh(unit[1:].T @ unit[1:])
-    short = unit @ axes[:, ::-1][:, :DIVERSITY_DIM]
-    missing = DIVERSITY_DIM - short.shape[1]
-    return unit_rows(np.pad(short, ((0, 0), (0, max(missing, 0)))).astype(np.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from models.metrics import Float32
+from models.neighbours import unit_rows
 from workflow.features.history import Histories
 from workflow.frames import read_frame
 from workflow.schema import Column, Contract, TableName
@@ -18,6 +21,7 @@ Array = npt.NDArray[Any]
 ALWAYS = np.iinfo(np.int64).max
 SECONDS_PER_DAY = 86_400
 MAX_GROUPS = 64
+DIVERSITY_DIM = 16
 TRENDING, POPULAR, FRESH = 500, 2_000, 5_000  # lengths of the lists
 # A country has lists of its own from so many watches on.
 MIN_WATCHES = 1_000
@@ -90,7 +94,8 @@ def country_bits(tables: Tables, countries: list[str]) -> npt.NDArray[np.uint8]:
         place = {name: at for at, name in enumerate(countries, 1)}
         allowed = np.zeros((count, len(countries) + 1), bool)
         for row, value in enumerate(values, 1):
-            allowed[row, [place[name] for name in _texts(value)]] = True
+            known = [place[name] for name in _texts(value) if name in place]
+            allowed[row, known] = True
         allowed[:, 0] = allowed[:, 1:].all(axis=1)
     allowed[0] = False
     bits: npt.NDArray[np.uint8] = np.packbits(allowed, axis=1, bitorder="little").T
@@ -170,42 +175,44 @@ def windows(tables: Tables) -> npt.NDArray[np.int64]:
 
 
 # --- rows ----------------------------------------------------------------------------------------
-def groups(tables: Tables, least: int) -> tuple[list[str], npt.NDArray[np.int16]]:
-    """The values that get rows of their own, and those of each video.
+def groups(tables: Tables, least: int) -> list[str]:
+    """Titles of the values that get rows of their own, those of most videos first.
 
     Args:
         least: values of fewer videos get no row.
-    Returns:
-        (titles, int16 [num_videos + 1, most of one video]): 1-based places, 0-padded.
     """
+    sizes: dict[str, int] = {}
+    for values in _group_titles(tables):
+        for title in values:
+            sizes[title] = sizes.get(title, 0) + 1
+    kept = sorted((one for one in sizes if sizes[one] >= least), key=lambda one: (-sizes[one], one))
+    return kept[:MAX_GROUPS]
+
+
+def places_of(tables: Tables, names: list[str], width: int | None = None) -> npt.NDArray[np.int16]:
+    """The groups of each video; int16 [num_videos + 1, width], 1-based places, 0-padded.
+
+    Args:
+        width: None: as many as any video has.
+    """
+    place = {name: at for at, name in enumerate(names, 1)}
+    lists = [[place[t] for t in values if t in place] for values in _group_titles(tables)]
+    width = width or max([1, *map(len, lists)])
+    result = np.zeros((len(tables.videos) + 1, width), np.int16)
+    for row, places in enumerate(lists, 1):
+        kept = places[:width]
+        result[row, : len(kept)] = kept
+    return result
+
+
+def _group_titles(tables: Tables) -> Iterator[list[str]]:
+    """Of each video, its values in the columns that rows are made of."""
     videos = tables.contract.videos
     columns = videos.tagged("row") if videos else ()
-    cells = zip(*(tables.videos[column.name] for column in columns), strict=True)
-    named = [
-        [
-            (column, text)
-            for column, cell in zip(columns, row, strict=True)
-            for text in dict.fromkeys(_texts(cell))
-        ]
-        for row in cells
-    ]
-    return _placed(named, len(tables.videos), least)
-
-
-def _placed(
-    named: list[list[tuple[Column, str]]], count: int, least: int
-) -> tuple[list[str], npt.NDArray[np.int16]]:
-    sizes: dict[tuple[Column, str], int] = {}
-    for values in named:
-        for value in values:
-            sizes[value] = sizes.get(value, 0) + 1
-    kept = sorted((v for v in sizes if sizes[v] >= least), key=lambda v: (-sizes[v], v[1]))
-    place = {value: at for at, value in enumerate(kept[:MAX_GROUPS], 1)}
-    lists = [[place[value] for value in values if value in place] for values in named]
-    result = np.zeros((count + 1, max([1, *map(len, lists)])), np.int16)
-    for row, places in enumerate(lists, 1):
-        result[row, : len(places)] = places
-    return [_title(*value) for value in place], result
+    for row in zip(*(tables.videos[column.name] for column in columns), strict=True):
+        cells = zip(columns, row, strict=True)
+        found = (_title(column, text) for column, cell in cells for text in _texts(cell))
+        yield list(dict.fromkeys(found))
 
 
 def _title(column: Column, value: str) -> str:
@@ -305,3 +312,22 @@ def watch_countries(
             [place[one[0]] if one else at for one, at in zip(told, result, strict=True)], np.int16
         )
     return result
+
+
+# --- likeness ------------------------------------------------------------------------------------
+def diversity_axes(learned: Float32) -> Float32:
+    """Directions in which videos differ most; float32 [dim + 1, DIVERSITY_DIM].
+
+    The last row is the mean of the unit vectors: what all have in common makes nobody alike.
+    """
+    unit = unit_rows(learned[1:])
+    mean = unit.mean(axis=0)
+    _, axes = np.linalg.eigh((unit - mean).T @ (unit - mean))
+    best = axes[:, ::-1][:, :DIVERSITY_DIM]
+    best = np.pad(best, ((0, 0), (0, DIVERSITY_DIM - best.shape[1])))
+    return np.vstack([best, mean @ best]).astype(np.float32)
+
+
+def short_vectors(learned: Float32, axes: Float32) -> Float32:
+    """Unit vectors that diversity is measured in; float32 [n, DIVERSITY_DIM]."""
+    return unit_rows(unit_rows(learned) @ axes[:-1] - axes[-1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from triton_repo.page_export import context_inputs
 from triton_repo.tensors import ModelIO, Tensor, id_dtype, longest_history
 from workflow.features.spec import FeatureSpec
 from workflow.schema import Contract
@@ -10,6 +9,13 @@ from workflow.schema import Contract
 PAGE = "page"  # the ensemble that clients ask
 FUSED_PAGE = "fused_page"  # its one step
 PAGE_STAGE = "page_stage"
+CONTEXT = ("device", "country", "maturity")
+
+
+def context_inputs(contract: Contract) -> dict[str, str]:
+    """What the page wants to know of a request -> the name of the input that says it."""
+    tagged = {what: contract.tagged("events", what) for what in CONTEXT}  # type: ignore[arg-type]
+    return {what: column.name if column else what for what, column in tagged.items()}
 
 
 def page_tensors(contract: Contract, spec: FeatureSpec, num_candidates: int) -> dict[str, ModelIO]:

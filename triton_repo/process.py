@@ -202,7 +202,6 @@ class TritonServer:
             _kill_group(process.pid)  # stubs that outlived the server, or all of them
             process.wait()
             _remove_shared_memory(self._memory_prefix)
-            _remove_shared_memory(f"marquee-{process.pid}-")  # made by the stages themselves
 
     def cpu_seconds(self) -> float:
         """User and system CPU seconds so far of the server and its Python stubs."""

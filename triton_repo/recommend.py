@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from triton_repo.catalogue import added_titles
 from triton_repo.client import Client, Status
 from triton_repo.local import LocalPipeline, as_tensors
 from triton_repo.server import running_server
@@ -147,9 +148,10 @@ def titles_of(run: Run, contract: Contract, ids: Any) -> dict[Any, str]:
     table = pq.read_table(
         path, columns=["video_id", "title"], filters=[("video_id", "in", wanted)]
     ).to_pydict()
-    return {
+    titles = {
         video: title or "" for video, title in zip(table["video_id"], table["title"], strict=True)
     }
+    return titles | added_titles(run, wanted)
 
 
 def parse_time(text: str) -> int:

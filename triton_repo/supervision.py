@@ -1,25 +1,22 @@
 """Bring back a stage whose process died: Triton itself never does.
 
-Until then every request that needs the stage fails, after a second. Loading a model again without
-a change does nothing in Triton, so it is loaded with a parameter more, which no stage reads. The
-files stay as they are.
+Until then every request that needs the stage fails, after a second.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from tritonclient.utils import InferenceServerException
 
-from triton_repo.access import Credentials, connect
+from triton_repo.access import Credentials
+from triton_repo.control import ModelControl
 from triton_repo.embedded import STUB
+from workflow.errors import BundleError, ServingError
 
 _LOOK_AGAIN_S = 2.0
-_LOAD_TIMEOUT_S = 60.0
 
 
 class StageWatch:
@@ -32,7 +29,7 @@ class StageWatch:
 
     def __init__(self, pid: int, grpc_url: str, credentials: Credentials) -> None:
         self.pid = pid
-        self._client = connect(grpc_url, credentials)
+        self._control = ModelControl(grpc_url, credentials)
         self._stubs: dict[int, str] = {}
         self._looked_at = 0.0
         self._sound: set[str] = set()  # the living stages when none was missing
@@ -46,10 +43,10 @@ class StageWatch:
         if living == self._sound:
             return []
         try:
-            missing = sorted(self._ready() - living - self._living())
+            missing = sorted(self._control.python_models() - living - self._living())
             for name in missing:
-                self._load(name)
-        except InferenceServerException:  # busy or stopping: the next look tries again
+                self._control.restart(name)
+        except (BundleError, ServingError):  # busy or stopping: the next look tries again
             self._looked_at = 0.0
             return []
         if not missing:
@@ -67,22 +64,6 @@ class StageWatch:
                     if len(words) > 1 and Path(words[0]).name == STUB:
                         self._stubs[child.pid] = Path(words[1]).parents[1].name
         return set(self._stubs.values())
-
-    def _ready(self) -> set[str]:
-        """Python models that Triton believes to be ready."""
-        index = self._client.get_model_repository_index(client_timeout=_LOAD_TIMEOUT_S)
-        ready = {model.name for model in index.models if model.state == "READY"}
-        return {name for name in ready if self._config(name)["backend"] == "python"}
-
-    def _config(self, name: str) -> dict[str, object]:
-        answer = self._client.get_model_config(name, as_json=True, client_timeout=_LOAD_TIMEOUT_S)
-        return {"backend": "", **answer["config"]}
-
-    def _load(self, name: str) -> None:
-        config = self._config(name)
-        restarted = {"restarted_at": {"string_value": str(time.time())}}
-        config["parameters"] = {**config.get("parameters", {}), **restarted}  # type: ignore[dict-item]
-        self._client.load_model(name, config=json.dumps(config), client_timeout=_LOAD_TIMEOUT_S)
 
 
 def _is_running(pid: int) -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from workflow.features.spec import QUERY_GROUPS, FeatureSpec
 from workflow.schema import Contract
 
 ENSEMBLE = "marquee"
-STAGES = ("query_tower", "retrieval", "ranker")  # the steps of the ensemble
+STAGES = ("query_tower", "retrieval", "ranker")
+FUSED = "fused"  # the one step of the ensemble: all stages in one process
 TIMINGS = tuple(f"{stage}_us" for stage in STAGES)
 EVENTS = "events"  # served beside it
-USES_STATE = ("query_tower", EVENTS)  # models that read or write the online state
+USES_STATE = ("query_tower", FUSED, EVENTS)  # models that read or write the online state
+ALL_THAT_WAIT = 4096  # rows in a batch of the fused step: its whole queue, so that it can choose
 
 
 @dataclass(frozen=True)
@@ -97,16 +99,14 @@ def model_tensors(
     candidate_score = Tensor("candidate_score", "FP32", (num_candidates,))
     # Made only for requests that ask for them: microseconds of the batch that a request was in.
     query_us, retrieval_us, ranker_us = (Tensor(name, "INT32", (1,)) for name in TIMINGS)
-    ticket = Tensor("ticket", "INT32", (1,), optional=True)  # templates/common/admission.py
-    given = replace(ticket, optional=False)
-    ranked = (candidates, candidate_score, *features, moment, status, top_k, ticket)
+    ranked = (candidates, candidate_score, *features, moment, status, top_k)
+    whole = ModelIO((request[0], top_k, *request[1:]), (*answer, query_us, retrieval_us, ranker_us))
     return {
-        "query_tower": ModelIO(request, (*search, *features, moment, status, given, query_us)),
+        "query_tower": ModelIO(request, (*search, *features, moment, status, query_us)),
         "retrieval": ModelIO(search, (candidates, candidate_score, retrieval_us)),
         "ranker": ModelIO(ranked, (*answer, ranker_us)),
-        ENSEMBLE: ModelIO(
-            (request[0], top_k, *request[1:]), (*answer, query_us, retrieval_us, ranker_us)
-        ),
+        FUSED: whole,
+        ENSEMBLE: whole,
         EVENTS: _events(contract),
     }
 
@@ -141,15 +141,16 @@ def render_config(name: str, io: ModelIO, max_batch_size: int, version: int, bod
     return "\n".join(lines) + "\n" + body
 
 
-def stage_body(name: str, io: ModelIO, max_batch_size: int, max_in_flight: int) -> str:
-    """A step of the ensemble: one Python instance, no queue delay, warm before it is ready.
+def stage_body(io: ModelIO, max_batch_size: int) -> str:
+    """A stage: one Python instance, no queue delay, warm before it is ready."""
+    return python_body() + _warmups(io, max_batch_size)
 
-    Beyond `max_in_flight` rows the first step refuses more (templates/common/admission.py).
-    """
-    role = {STAGES[0]: "first", STAGES[-1]: "last"}.get(name, "between")
-    setting = f'{{ string_value: "{role} {max_in_flight}" }}'
-    admission = f'parameters {{ key: "admission" value: {setting} }}\n'
-    return python_body() + admission + warm_ups(io, max_batch_size)
+
+def fused_body(io: ModelIO, max_batch_size: int, max_waiting: int) -> str:
+    """The step of the ensemble: as a stage, but of more than `max_waiting` rows it refuses some."""
+    setting = f'{{ string_value: "{max_waiting}" }}'
+    parameter = f'parameters {{ key: "max_waiting" value: {setting} }}\n'
+    return python_body() + parameter + _warmups(io, max_batch_size)
 
 
 def python_body() -> str:
@@ -161,8 +162,7 @@ def python_body() -> str:
     )
 
 
-def warm_ups(io: ModelIO, max_batch_size: int) -> str:
-    """Requests of zeros that a model answers before it is ready."""
+def _warmups(io: ModelIO, max_batch_size: int) -> str:
     return "".join(_warmup(io, size) for size in dict.fromkeys((1, max_batch_size)))
 
 
@@ -179,32 +179,9 @@ def _warmup(io: ModelIO, batch_size: int) -> str:
     )
 
 
-def ensemble_body(tensors: dict[str, ModelIO], version: int) -> str:
-    """The steps of the ensemble; tensors of the same name are connected."""
-    used = {t.name for stage in STAGES for t in tensors[stage].inputs}
-    used |= {t.name for t in tensors[ENSEMBLE].outputs}  # Triton refuses unused tensors
-    steps = []
-    for stage in STAGES:
-        io = tensors[stage]
-        maps = [f'    input_map {{ key: "{t.name}" value: "{t.name}" }}' for t in io.inputs]
-        maps += [
-            f'    output_map {{ key: "{t.name}" value: "{t.name}" }}'
-            for t in io.outputs
-            if t.name in used
-        ]
-        steps.append(
-            f'  {{\n    model_name: "{stage}"\n    model_version: {version}\n'
-            + "\n".join(maps)
-            + "\n  }"
-        )
-    return (
-        'platform: "ensemble"\nensemble_scheduling {\n step [\n' + ",\n".join(steps) + "\n ]\n}\n"
-    )
-
-
-def one_step(io: ModelIO, step: str, version: int) -> str:
-    """The body of an ensemble that passes everything on to one model."""
-    maps = [f'    input_map {{ key: "{t.name}" value: "{t.name}" }}' for t in io.inputs]
-    maps += [f'    output_map {{ key: "{t.name}" value: "{t.name}" }}' for t in io.outputs]
-    lines = "\n".join((f'    model_name: "{step}"', f"    model_version: {version}", *maps))
-    return f'platform: "ensemble"\nensemble_scheduling {{\n step [\n  {{\n{lines}\n  }}\n ]\n}}\n'
+def ensemble_body(io: ModelIO, step: str, version: int) -> str:
+    """One step, a model of the same version."""
+    maps = [f'   input_map {{ key: "{t.name}" value: "{t.name}" }}' for t in io.inputs]
+    maps += [f'   output_map {{ key: "{t.name}" value: "{t.name}" }}' for t in io.outputs]
+    lines = "\n".join((f'   model_name: "{step}"', f"   model_version: {version}", *maps))
+    return f'platform: "ensemble"\nensemble_scheduling {{\n step [ {{\n{lines}\n }} ]\n}}\n'

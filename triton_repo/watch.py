@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from triton_repo.catalogue import Catalogue
 from triton_repo.client import Client, UserEvents
 from triton_repo.server import running_server
 from workflow.errors import StateUnavailableError
-from workflow.features.encoded import FeatureStore
 from workflow.run import Run, read_json
 
 
@@ -44,7 +44,7 @@ def watch(
         if at is None:
             at = next_second(run, partial(client.user_events, user_id))
         kept = client.watched(user_id, video_id, time=at, label=label, watch_s=watch_s)
-    ids = FeatureStore(run).video("video_id")
+    ids = Catalogue.of(run).ids
     raw = video_id.encode() if ids.dtype.kind == "S" else int(video_id)
     return {"at": at, "num_events": kept.num_events, "in_catalogue": bool(np.isin(raw, ids))}
 

@@ -327,6 +327,7 @@ def init(
 from workflow import (  # noqa: E402  (they add their verbs to `app`)
     cli_batch,  # noqa: F401
     cli_deploy,  # noqa: F401
+    cli_refresh,  # noqa: F401
     cli_serving,  # noqa: F401
     cli_user,  # noqa: F401
 )

@@ -157,15 +157,15 @@ class ServingConfig(_Strict):
 
     `ranker`: how the trained ranker is served, as trained or with 8-bit integers in its layers;
     none keeps the order of retrieval.
-    `max_in_flight`: requests under way at a time; more are refused at once. What a measured
-    capacity asks for: tests/bench/overload.py.
+    `max_waiting`: users whose requests are answered together when more comes than can be answered;
+    older ones are refused. What a measured capacity asks for: tests/bench/overload.py.
     """
 
     num_candidates: int = Field(100, ge=1, le=2_000)
     ranker: Literal["fp32", "int8", "none"] = "fp32"
     default_top_k: int = Field(20, ge=1)
     max_batch_size: int = Field(32, ge=1)
-    max_in_flight: int = Field(64, ge=1)
+    max_waiting: int = Field(32, ge=1)
     exclude_watched: bool = True
 
 

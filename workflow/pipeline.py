@@ -120,6 +120,22 @@ def run_all(job: Job, output: Output, **options: bool) -> list[dict[str, Any]]:
     return run_stages(job, output, tuple(stage.name for stage in STAGES), **options)
 
 
+def refresh(
+    job: Job, output: Output, *, videos: Path | None, withdrawn: Path | None
+) -> dict[str, Any]:
+    """New and withdrawn videos → the next bundle, without training; see triton_repo/refresh.py.
+
+    An export that is out of date is made first: rows and vectors must be of the same models.
+    """
+    from triton_repo.refresh import refresh_repository
+
+    run_stages(job, output, ("index", "export"))
+    with locked(job.run), output.stage("Refresh") as report:
+        return refresh_repository(
+            job.run, job.config, job.contract, videos=videos, withdrawn=withdrawn, report=report
+        )
+
+
 def evaluate(job: Job, output: Output) -> dict[str, Any]:
     """All protocols, baselines, the ranker, the served list, off-policy; see models/evaluation.
 

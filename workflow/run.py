@@ -75,6 +75,11 @@ class Run:
         return self.root / "model_repository"
 
     @property
+    def catalogue(self) -> Path:
+        """What `marquee refresh` added and withdrew, by version of the bundle that has it."""
+        return self.root / "catalogue"
+
+    @property
     def state_file(self) -> Path:
         """What users have watched since the export (SQLite)."""
         return self.root / "state" / "events.sqlite"

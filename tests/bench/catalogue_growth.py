@@ -39,8 +39,9 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from models.index import Sample, Tuned, measure_exact, real_queries, timed_search, tune
+from models.index import real_queries
 from models.index_kinds import QueryLists, flat, hnsw, read_index
+from models.index_tuning import Sample, Tuned, measure_exact, timed_search, tune
 from workflow.job import Job
 from workflow.run import Run, write_json
 

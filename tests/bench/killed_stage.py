@@ -1,9 +1,9 @@
-"""How long a killed stage is gone: kill -9 of each stage's process under load, a few times.
+"""How long pages are gone: kill -9 of the process that makes them under load, a few times.
 
     .venv/bin/python tests/bench/killed_stage.py RUN [TIMES]
 
 Starts `marquee serve` for the run. The outage is the longest time without a good answer; failed
-requests and the slowest one are counted. Exit status 1 when a stage does not come back.
+requests and the slowest one are counted. Exit status 1 when it does not come back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import psutil
 from triton_repo.client import Client
 from triton_repo.embedded import STUB
 from triton_repo.ports import free_ports
-from triton_repo.tensors import STAGES
+from triton_repo.tensors import FUSED
 from workflow.errors import ServingError
 
 THREADS = 4
@@ -51,7 +51,8 @@ class Caller(threading.Thread):
 def stub_pid(server: int, stage: str) -> int:
     for child in psutil.Process(server).children():
         words = child.cmdline() if child.status() != psutil.STATUS_ZOMBIE else []
-        if len(words) > 1 and Path(words[0]).name == STUB and f"/{stage}/" in words[1]:
+        model = Path(words[1]).parent.parent if len(words) > 1 else None  # of its model.py
+        if model is not None and Path(words[0]).name == STUB and model.name == stage:
             return child.pid
     raise SystemExit(f"no process of {stage}")
 
@@ -90,10 +91,7 @@ def main(run: str, times: int = 3) -> int:
     assert process.stdout is not None
     try:
         served = json.loads(process.stdout.readline())
-        result = {
-            stage: [kill(served["pid"], served["grpc_url"], stage) for _ in range(times)]
-            for stage in STAGES
-        }
+        result = [kill(served["pid"], served["grpc_url"], FUSED) for _ in range(times)]
     finally:
         process.send_signal(signal.SIGINT)
         process.wait()

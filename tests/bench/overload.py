@@ -7,7 +7,7 @@ Serves the run by itself. Capacity is the most that callers get who wait for the
 requests come at 80% of it and at 5 times it, whether or not the server keeps up. The load
 generator takes its share of the same cores, at 5 times capacity more than at capacity: with
 several USERS a request (16) it has less to do for the same work of the server. When it cannot
-send at the rate itself the result does not count. Also says which `serving.max_in_flight` the bar
+send at the rate itself the result does not count. Also says which `serving.max_waiting` the bar
 asks for. Exit status 1 when a bar is missed, 2 when the result does not count.
 """
 
@@ -62,7 +62,7 @@ def main(run: str, seconds: float = 10.0, users: float = 1) -> int:
         "at_5_times": over,
         "p99_ratio": round(over["p99_ms"] / busy["p99_ms"], 2),
         "goodput_ratio": round(over["good_per_s"] / capacity, 3),
-        "max_in_flight_for_the_bar": int(BAR_P99 * busy["p99_ms"] / 1000 * capacity * users),
+        "max_waiting_for_the_bar": int(BAR_P99 * busy["p99_ms"] / 1000 * capacity * users),
     }
     print(json.dumps(result, indent=2))
     if over["sent_per_s"] < KEPT_UP * 5 * capacity:

@@ -31,7 +31,8 @@ import psutil
 from catalogue_growth import grow
 from onnx import numpy_helper
 
-from models.index import choose, measure_exact, real_queries
+from models.index import choose, real_queries
+from models.index_tuning import measure_exact
 from triton_repo.bench import sample_requests
 from triton_repo.bundle import MANIFEST, READY, seal, verified_bundle
 from triton_repo.client import Client

@@ -32,6 +32,7 @@ from triton_repo.deploy import deploy, rollback
 from triton_repo.deployment import Deployment, Pointer
 from triton_repo.ports import free_ports
 from triton_repo.server import running_process
+from triton_repo.tensors import ENSEMBLE, EVENTS, FUSED, STAGES
 from workflow.console import Output
 from workflow.errors import BundleError, ServingError
 from workflow.run import Run
@@ -191,7 +192,7 @@ def test_swaps_under_load(marquee: Any, bundles: Bundles, place: Deployment) -> 
         assert rollback(place, None, OUTPUT)["live"] == 3
         load.wait_for(3)
         with control_of(place) as control:
-            own = {"query_tower_3", "retrieval_3", "ranker_3", "events_3", "marquee_3"}
+            own = {f"{model}_3" for model in (ENSEMBLE, FUSED, *STAGES, EVENTS)}
             assert control.loaded() == dict.fromkeys(own | {"marquee", "events"}, 3)
         deadline = time.monotonic() + 30
         while not stubs_are_of(endpoint["pid"], {3}):  # the old stages ended

@@ -12,12 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from triton_repo.client import Client
 from triton_repo.ports import free_ports
-from triton_repo.tensors import STAGES
+from triton_repo.tensors import FUSED, STAGES
 from workflow.errors import ServingError
 
 STUB = "triton_python_backend_stub"
@@ -64,9 +67,16 @@ def stub_of(server: int, stage: str) -> psutil.Process:
         words: list[str] = []
         with suppress(psutil.NoSuchProcess):  # a killed one that nobody waited for
             words = child.cmdline()
-        if len(words) > 1 and Path(words[0]).name == STUB and f"/{stage}/" in words[1]:
+        model = Path(words[1]).parent.parent if len(words) > 1 else None  # of its model.py
+        if model is not None and Path(words[0]).name == STUB and model.name == stage:
             return child
     raise AssertionError(f"no process of {stage}")
+
+
+def pid_of(server: int, stage: str) -> int | None:
+    with suppress(AssertionError):
+        return stub_of(server, stage).pid
+    return None
 
 
 def wait_for(condition: Any, timeout_s: float = 60) -> None:
@@ -88,25 +98,25 @@ def served(marquee: Any, sim_run: Any, tmp_path_factory: pytest.TempPathFactory)
         line = process.stdout.readline()
         assert line, process.communicate()[1]
         yield json.loads(line)
+        time.sleep(1)  # the last warning comes when the load has returned
     finally:
         process.send_signal(signal.SIGINT)
         result = marquee.finish(process, 60)
     assert result.status == 0, result.err
-    for stage in STAGES:
+    for stage in (FUSED, *STAGES):
         assert f"the process of {stage} died; it was loaded again" in result.err
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_stage_comes_back(served: dict[str, Any], sim_run: Any, stage: str) -> None:
+def test_the_killed_step_of_the_ensemble_comes_back(served: dict[str, Any], sim_run: Any) -> None:
     user = sim_run.result["recommendations"]["user_id"]
     with Load(served["grpc_url"], user) as load:
         wait_for(lambda: load.right >= 50)
-        killed = stub_of(served["pid"], stage)
+        killed = stub_of(served["pid"], FUSED)
         os.kill(killed.pid, signal.SIGKILL)
         wait_for(lambda: load.errors)  # it was felt
         after = load.right
         wait_for(lambda: load.right >= after + 200)
-        assert stub_of(served["pid"], stage).pid != killed.pid
+        assert stub_of(served["pid"], FUSED).pid != killed.pid
         time.sleep(5)  # what the dead process had taken fails late, a second per batch
         failed = len(load.errors)
         steady = load.right
@@ -115,3 +125,30 @@ def test_a_killed_stage_comes_back(served: dict[str, Any], sim_run: Any, stage: 
     assert not load.wrong
     for error in load.errors:
         assert "died and is being restarted" in error or "refused the request" in error
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_stage_comes_back(served: dict[str, Any], sim_run: Any, stage: str) -> None:
+    """It serves those who ask it alone; pages do not need it."""
+    user = sim_run.result["recommendations"]["user_id"]
+    with Load(served["grpc_url"], user) as load:
+        wait_for(lambda: load.right >= 20)
+        killed = stub_of(served["pid"], stage)
+        os.kill(killed.pid, signal.SIGKILL)
+        wait_for(lambda: pid_of(served["pid"], stage) not in (None, killed.pid))
+        wait_for(lambda: answers(served["grpc_url"], stage))
+    assert not load.errors and not load.wrong
+
+
+def answers(url: str, model: str) -> bool:
+    """Whether a model answers a request of zeros, or refuses it."""
+    with grpc.InferenceServerClient(url) as client:
+        tensors = []
+        for one in client.get_model_metadata(model).inputs:
+            tensors.append(grpc.InferInput(one.name, [1, *one.shape[1:]], one.datatype))
+            zeros = np.zeros([1, *one.shape[1:]], triton_to_np_dtype(one.datatype))
+            tensors[-1].set_data_from_numpy(zeros)
+        try:
+            return bool(client.infer(model, tensors, client_timeout=20).get_response().outputs)
+        except InferenceServerException as error:
+            return "INVALID_ARGUMENT" in str(error.status())

@@ -1,4 +1,4 @@
-"""More requests at a time than the server lets in: some are refused at once, the rest is right."""
+"""More requests than may wait: some are refused at once, the rest is right."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LIMIT, CALLERS, EACH = 4, 24, 40
 
 @pytest.fixture(scope="module")
 def narrow(marquee: Any, serve: Any, sim_run: Any, copied_once: Path) -> Any:
-    """A run that lets four requests in at a time, served."""
-    marquee.json("export", "--run", copied_once, "--set", f"serving.max_in_flight={LIMIT}")
+    """A run where four requests may wait, served."""
+    marquee.json("export", "--run", copied_once, "--set", f"serving.max_waiting={LIMIT}")
     with serve(copied_once) as endpoint:
         yield endpoint
 

@@ -49,16 +49,27 @@ def test_only_what_is_asked_for_is_sent(sim_server: dict[str, Any]) -> None:
 
 
 def test_in_the_metrics(request_of: Any, sim_server: dict[str, Any]) -> None:
-    before = compute_us(sim_server["metrics_url"])
+    """Told once a second."""
     request_of()
-    after = compute_us(sim_server["metrics_url"])
+    before = counters(sim_server["metrics_url"])
+    for _ in range(5):
+        request_of()
+    deadline = time.monotonic() + 20
+    while True:
+        after = counters(sim_server["metrics_url"])
+        new = {key: value - before.get(key, 0) for key, value in after.items()}
+        if all(new.get(("rows", stage), 0) >= 5 for stage in STAGES):
+            break
+        assert time.monotonic() < deadline, new
+        time.sleep(0.2)
+    assert {stage for _, stage in after} == set(STAGES)
     for stage in STAGES:
-        assert after[stage] > before[stage], stage
+        assert 0 < new["duration_us", stage] < 5e6
 
 
-def compute_us(url: str) -> dict[str, float]:
-    """Sum over all requests so far, by model."""
+def counters(url: str) -> dict[tuple[str, str], float]:
+    """Sums so far of the stages' metrics, by (kind, stage)."""
     with urllib.request.urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
-    pattern = r'^nv_inference_compute_infer_duration_us\{model="(\w+)",version="\d+"\} (\S+)$'
-    return {model: float(value) for model, value in re.findall(pattern, text, re.M)}
+    pattern = r'^marquee_stage_(\w+)\{stage="(\w+)",version="\d+"\} (\S+)$'
+    return {(kind, stage): float(value) for kind, stage, value in re.findall(pattern, text, re.M)}

@@ -25,10 +25,12 @@ STEP = 'step [ {{ model_name: "ranker" model_version: {0} }} ]'
 
 
 def make(folder: Path, version: int, content: bytes = b"weights") -> Path:
-    """A bundle with one stage."""
-    for model in ("marquee", "ranker"):
+    """A bundle with one stage, and the events model beside it."""
+    for model in ("marquee", "ranker", "events"):
         (folder / model / str(version)).mkdir(parents=True)
-    (folder / "ranker" / "config.pbtxt").write_text('name: "ranker"\nbackend: "python"\n')
+    for model in ("ranker", "events"):
+        (folder / model / "config.pbtxt").write_text(f'name: "{model}"\nbackend: "python"\n')
+    (folder / "events" / str(version) / "model.py").write_text("X = 1\n")
     steps = f"ensemble_scheduling {{ {STEP.format(version)} }}"
     (folder / "marquee" / "config.pbtxt").write_text(f'name: "marquee"\n{steps}\n')
     (folder / "marquee" / str(version) / "README").write_text("")
@@ -158,12 +160,15 @@ def test_models_of_two_bundles_stand_side_by_side(tmp_path: Path) -> None:
         bundle_models.write_models(place.repository, bundle)
         bundle_models.write_front(place.repository, bundle, None)
     names = {path.name for path in place.repository.iterdir()}
-    assert names == {"marquee", "marquee_5", "marquee_6", "ranker_5", "ranker_6"}
-    for name, version in {"marquee": 6, "marquee_5": 5, "marquee_6": 6}.items():
+    models = {"marquee", "ranker", "events"}
+    own = {f"{model}_{version}" for model in models for version in (5, 6)}
+    assert names == own | {"marquee", "events"}  # nobody asks a stage under a common name
+    steps = {"marquee": "ranker_6", "marquee_5": "ranker_5", "marquee_6": "ranker_6"}
+    for name, model in {**steps, "events": "events_6"}.items():
         ensemble = config(place.repository, name)
         assert ensemble.name == name
         [step] = ensemble.ensemble_scheduling.step
-        assert (step.model_name, step.model_version) == (f"ranker_{version}", version)
+        assert (step.model_name, step.model_version) == (model, int(model[-1]))
     tmp_path.joinpath("place").rename(tmp_path / "moved")  # nothing absolute in it
     assert (tmp_path / "moved/repository/ranker_6/6/w.npy").read_bytes() == b"weights"
     bundle_models.remove_models(tmp_path / "moved" / "repository", {"marquee"})

@@ -11,8 +11,9 @@ import faiss
 import numpy as np
 import pytest
 
-from models.index import EFFORTS, Sample, Tuned, choose, recall_against, timed_search, tune
+from models.index import choose
 from models.index_kinds import QueryLists, flat, list_count, read_index, score_space, set_effort
+from models.index_tuning import EFFORTS, Sample, Tuned, recall_against, timed_search, tune
 from workflow.config import IndexConfig
 
 

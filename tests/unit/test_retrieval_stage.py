@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stage(folder: Path, exclude_watched: bool = True) -> Any:
     settings = {"num_candidates": NUM_CANDIDATES, "kind": "flat", "effort": 0}
-    settings["exclude_watched"] = exclude_watched
+    settings |= {"exclude_watched": exclude_watched, "num_videos": len(VIDEOS)}
     (folder / "stage.json").write_text(json.dumps(settings))
     file = TEMPLATES / "retrieval" / "stage.py"
     spec = importlib.util.spec_from_file_location("retrieval_stage", file)

@@ -13,10 +13,12 @@ from tests.fixtures import make_config, make_contract, make_tables, write_run
 from triton_repo.tensors import (
     ENSEMBLE,
     EVENTS,
+    FUSED,
     STAGES,
     TIMINGS,
     Tensor,
     ensemble_body,
+    fused_body,
     id_dtype,
     model_tensors,
     render_config,
@@ -99,24 +101,35 @@ def test_stages_are_connected_in_order(case: Any) -> None:
 
 
 def test_ensemble_config(case: Any) -> None:
+    """One step, which takes and gives just what the ensemble does."""
     _, _, tensors = case
-    text = render_config(ENSEMBLE, tensors[ENSEMBLE], 32, 3, ensemble_body(tensors, 3))
+    assert tensors[FUSED] == tensors[ENSEMBLE]
+    body = ensemble_body(tensors[ENSEMBLE], FUSED, 3)
+    text = render_config(ENSEMBLE, tensors[ENSEMBLE], 32, 3, body)
     assert text.startswith('name: "marquee"\nmax_batch_size: 32\n')
-    assert re.findall(r'model_name: "(\w+)"', text) == list(STAGES)
-    assert text.count("model_version: 3") == len(STAGES)  # never "latest"
+    assert re.findall(r'model_name: "(\w+)"', text) == [FUSED]
+    assert text.count("model_version: 3") == 1  # never "latest"
     assert "version_policy: { specific: { versions: [ 3 ] } }" in text
-    mapped = set(re.findall(r'output_map \{ key: "(\w+)"', text))
-    taken = set(re.findall(r'input_map \{ key: "(\w+)"', text))
-    assert mapped <= taken | {t.name for t in tensors[ENSEMBLE].outputs}
-    assert "candidate_score" in mapped & taken  # the ranker reads what retrieval says
+    for kind, io in (("input", tensors[FUSED].inputs), ("output", tensors[FUSED].outputs)):
+        pairs = re.findall(kind + r'_map \{ key: "(\w+)" value: "(\w+)"', text)
+        assert pairs == [(t.name, t.name) for t in io]
     assert text.count("{") == text.count("}") and text.count("[") == text.count("]")
+
+
+def test_fused_config(case: Any) -> None:
+    """It takes all that waits as one batch, and says how much of it is answered."""
+    _, _, tensors = case
+    body = fused_body(tensors[FUSED], 32, max_waiting=7)
+    assert 'parameters { key: "max_waiting" value: { string_value: "7" } }' in body
+    assert re.findall(r"batch_size: (\d+)\n", body) == ["1", "32"]
+    assert "max_queue_size" not in body  # Triton 2.51 then misses wake-ups
 
 
 @pytest.mark.parametrize(("size", "warmups"), [(1, [1]), (32, [1, 32])])
 def test_stage_config(case: Any, size: int, warmups: list[int]) -> None:
     _, _, tensors = case
     io = tensors["ranker"]
-    text = render_config("ranker", io, size, 3, stage_body("ranker", io, size, 64))
+    text = render_config("ranker", io, size, 3, stage_body(io, size))
     assert 'backend: "python"' in text and "max_queue_delay_microseconds: 0" in text
     assert [
         int(n) for n in re.findall(r"batch_size: (\d+)\n", text.split("model_warmup", 1)[1])

@@ -13,7 +13,7 @@ from workflow.data.findings import Findings
 from workflow.data.ids import IdTable
 from workflow.data.reading import Chunk, TableFiles
 from workflow.errors import DataError, MarqueeError
-from workflow.schema import Column, Table
+from workflow.schema import Column, Contract, Table
 
 Array = np.ndarray[Any, Any]
 _ARROW_TYPES = {"int64": pa.int64(), "float32": pa.float32(), "string": pa.string()}
@@ -89,6 +89,32 @@ def complete(table: pa.Table | None, ids: IdTable, id_name: str) -> pa.Table:
             values = _extended(table[name].combine_chunks(), ids.num_added)
             columns[name] = values.take(pa.array(order))
     return pa.table(columns)
+
+
+def canonical_videos(videos: pa.Table, contract: Contract) -> pa.Table:
+    """video_id, title (always), times in seconds, withdrawn, then features and page columns."""
+    table = contract.videos
+    title = table.one("title") if table else None
+    nothing = pa.nulls(videos.num_rows, pa.string())
+    columns = {
+        "video_id": videos["video_id"],
+        "title": videos[title.name] if title else nothing,
+    }
+    for role in ("publish_time", "available_from", "available_until"):
+        if column := table.one(role) if table else None:
+            columns[role] = _seconds(videos[column.name].combine_chunks())
+    if column := table.one("withdrawn") if table else None:
+        columns["withdrawn"] = videos[column.name]
+    page = table.of_role("page") if table else ()
+    for column in (*contract.features("video_feature"), *page):
+        columns[column.name] = videos[column.name]
+    return pa.table(columns)
+
+
+def _seconds(micros: pa.Array) -> pa.Array:
+    missing = micros.is_null().to_numpy(zero_copy_only=False)
+    seconds = micros.fill_null(0).to_numpy() // 10**6
+    return pa.array(seconds.astype(np.int64), mask=missing)
 
 
 def _extended(values: pa.Array, added: int) -> pa.Array:

@@ -6,13 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workflow.config import Config
 from workflow.console import Report, no_report
-from workflow.data.entities import complete, id_type, load_entities
+from workflow.data.entities import canonical_videos, complete, id_type, load_entities
 from workflow.data.events import Spool
 from workflow.data.findings import WHOLE_TABLE, ColumnReport, Findings
 from workflow.data.ids import IdTable
@@ -158,7 +157,7 @@ class _Validation:
         users = complete(entities["users"], ids["users"], "user_id")
         pq.write_table(users, self.folder / "users.parquet")
         videos = complete(entities["videos"], ids["videos"], "video_id")
-        pq.write_table(self._canonical_videos(videos), self.folder / "videos.parquet")
+        pq.write_table(canonical_videos(videos, self.contract), self.folder / "videos.parquet")
         rows = Rows(
             Rows.of_codes(orders["users"], len(ids["users"].ids)),
             Rows.of_codes(orders["videos"], len(ids["videos"].ids)),
@@ -174,25 +173,6 @@ class _Validation:
         )  # fmt: skip
         self._check_watches(stats, spool)
         return stats
-
-    def _canonical_videos(self, videos: pa.Table) -> pa.Table:
-        """video_id, title (always), times in seconds, withdrawn, then features and page columns."""
-        table = self.contract.videos
-        title = table.one("title") if table else None
-        nothing = pa.nulls(videos.num_rows, pa.string())
-        columns = {
-            "video_id": videos["video_id"],
-            "title": videos[title.name] if title else nothing,
-        }
-        for role in ("publish_time", "available_from", "available_until"):
-            if column := table.one(role) if table else None:
-                columns[role] = _seconds(videos[column.name].combine_chunks())
-        if column := table.one("withdrawn") if table else None:
-            columns["withdrawn"] = videos[column.name]
-        page = table.of_role("page") if table else ()
-        for column in (*self.contract.features("video_feature"), *page):
-            columns[column.name] = videos[column.name]
-        return pa.table(columns)
 
     def _check_watches(self, stats: PartStats, spool: Spool) -> None:
         label = self.contract.events.one("label")
@@ -231,9 +211,3 @@ class _Validation:
             "added": {name: len(table.kept) - table.num_known for name, table in ids.items()},
             "columns": self.findings.as_list(),
         }
-
-
-def _seconds(micros: pa.Array) -> pa.Array:
-    missing = micros.is_null().to_numpy(zero_copy_only=False)
-    seconds = micros.fill_null(0).to_numpy() // 10**6
-    return pa.array(seconds.astype(np.int64), mask=missing)

@@ -1,6 +1,14 @@
 """Triton adapter: joins the requests of a batch, runs the stage next to this file, splits again.
 
 Each stage is plain numpy in stage.py and knows nothing of Triton.
+
+With the parameter `max_waiting` a batch is all that has come while the one before was answered.
+A queue that a stall left behind, up to `BURST` times `max_waiting` rows, is worked off. One that
+stands, because more comes than can be answered, is cut: the newest requests, up to `max_waiting`
+rows, are answered, the others are refused before any work. (The oldest have waited longest, and
+their callers are the likeliest to have given up. To tell the two apart is the idea of CoDel,
+Nichols & Jacobson, ACM Queue 2012. Triton's own queue limits do not serve: in 2.51 a queue with a
+policy misses wake-ups, half a second each.)
 """
 
 import json
@@ -10,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-TICKET = "ticket"  # from the first stage to the last: see admission.py
+BURST = 4
 
 
 class TritonPythonModel:
@@ -25,87 +33,90 @@ class TritonPythonModel:
             tensor["name"]: pb_utils.triton_string_to_numpy(tensor["data_type"])
             for tensor in config["output"]
         }
-        # The output that says how long the stage took for the whole batch, where it has one.
-        self.timing = next((name for name in self.dtypes if name.endswith("_us")), None)
+        # The outputs that say how long a stage took for the whole batch.
+        self.timings = [name for name in self.dtypes if name.endswith("_us")]
         self.stage = load(folder, "stage").Stage(folder)
+        setting = config["parameters"].get("max_waiting")
+        self.max_waiting = None if setting is None else int(setting["string_value"])
+        self.waiting = self.answered = 0  # rows of the last batch: that waited, that were answered
+        # Rows still to come of the warm-up; refusing one of them ends Triton 2.51.
         self.warm_up = sum(int(sample["batch_size"]) for sample in config["model_warmup"])
-        self.admission = None
-        setting = config["parameters"].get("admission")
-        if setting is not None:
-            module = load(folder, "admission")
-            self.admission = module.Admission(setting["string_value"], args["model_version"])
+        self.meter = None
+        if (folder / "meter.py").exists():
+            self.meter = load(folder, "meter").Meter(args["model_version"])
 
     def execute(self, requests):
-        if self.admission is None:
+        if self.max_waiting is None:
             return self.answer(requests)
-        self.admission.begin()
-        given = []
-        try:
-            if TICKET in self.dtypes:
-                return self.answer_admitted(requests)
-            given = [self._ticket(request) for request in requests if TICKET in self.inputs]
-            return self.answer(requests)
-        finally:
-            self.admission.end(given)
+        first = self.first_kept(list(map(self.rows, requests)))
+        for request in requests[:first]:
+            request.get_response_sender().send(self.overloaded(), END)
+        return [None] * first + self.answer(requests[first:])
 
-    def answer_admitted(self, requests):
-        """The first stage: some requests are refused before anything is done for them."""
-        sizes = list(map(self._rows, requests))
-        if self.warm_up > 0:  # nobody takes these rows further
-            self.warm_up -= sum(sizes)
-            return self.answer(requests, [-1] * len(requests))
-        tickets = self.admission.admit(sizes)
-        pairs = [(r, t) for r, t in zip(requests, tickets, strict=True) if t is not None]
-        answers = iter(self.answer(*zip(*pairs, strict=True)) if pairs else [])
-        return [self._overloaded() if t is None else next(answers) for t in tickets]
+    def first_kept(self, sizes):
+        """Where the newest requests begin that there is room for; at least one is kept."""
+        waiting = sum(sizes)
+        if self.warm_up > 0:
+            self.warm_up -= waiting
+            return 0
+        stands = self.waiting > self.max_waiting and waiting >= self.answered
+        room = self.max_waiting if stands else BURST * self.max_waiting
+        first, kept = len(sizes) - 1, sizes[-1]
+        while first > 0 and kept + sizes[first - 1] <= room:
+            first -= 1
+            kept += sizes[first]
+        self.waiting, self.answered = waiting, kept
+        return first
 
-    def _ticket(self, request):
-        tensor = pb_utils.get_input_tensor_by_name(request, TICKET)
-        return -1 if tensor is None else int(tensor.as_numpy()[0, 0])
-
-    def _rows(self, request):
+    def rows(self, request):
         return len(pb_utils.get_input_tensor_by_name(request, self.required).as_numpy())
 
-    def _overloaded(self):
-        message = f"the server is overloaded: {self.admission.limit} requests are under way"
+    def overloaded(self):
+        message = f"the server is overloaded: more than {self.max_waiting} requests wait"
         return failure(message, pb_utils.TritonError.UNAVAILABLE)
 
-    def answer(self, requests, tickets=()):
+    def answer(self, requests):
         """One response per request."""
         started = time.perf_counter_ns()
-        batches = [self._read(request) for request in requests]
-        sizes = [len(next(v for v in batch.values() if v is not None)) for batch in batches]
-        joined = {
-            name: None
-            if batches[0][name] is None
-            else np.concatenate([batch[name] for batch in batches])
-            for name in self.inputs
-        }
+        batches = [self.read(request) for request in requests]
+        sizes = [len(batch[self.required]) for batch in batches]
+        joined = batches[0]
+        if len(batches) > 1:
+            joined = {
+                name: None if one is None else np.concatenate([batch[name] for batch in batches])
+                for name, one in joined.items()
+            }
         refused = self.stage.check(joined, sizes)
         try:
             answers = split(self.stage.run(joined), sizes)
         except OSError as error:  # something outside this server does not answer
             return [failure(str(error), pb_utils.TritonError.UNAVAILABLE) for _ in requests]
-        for answer, size, ticket in zip(answers, sizes, tickets, strict=False):
-            answer[TICKET] = np.full((size, 1), ticket, np.int32)
-        took_us = (time.perf_counter_ns() - started) // 1000
+        took_us = self.took_us((time.perf_counter_ns() - started) // 1000, sum(sizes))
         return [
-            self._respond(request, refused.get(i), answer, took_us)
+            self.respond(request, refused.get(i), answer, took_us)
             for i, (request, answer) in enumerate(zip(requests, answers, strict=True))
         ]
 
-    def _read(self, request):
+    def took_us(self, whole_us, rows):
+        """Microseconds of the batch by output: of a stage of several its parts, else all."""
+        if self.meter is None:
+            return dict.fromkeys(self.timings, whole_us)
+        self.meter.add(self.stage.took_us, rows)
+        return {f"{stage}_us": us for stage, us in self.stage.took_us.items()}
+
+    def read(self, request):
         tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs}
         return {name: None if t is None else t.as_numpy() for name, t in tensors.items()}
 
-    def _respond(self, request, refused, answer, took_us):
+    def respond(self, request, refused, answer, took_us):
         """The outputs that were asked for; a timing nobody asks for costs nothing."""
         if refused is not None:
             return failure(refused, pb_utils.TritonError.INVALID_ARG)
         answer = self.stage.finish(answer)
         wanted = request.requested_output_names()
-        if self.timing in wanted:
-            answer[self.timing] = np.full((len(next(iter(answer.values()))), 1), took_us)
+        for name in self.timings:
+            if name in wanted:
+                answer[name] = np.full((len(next(iter(answer.values()))), 1), took_us[name])
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor(name, np.ascontiguousarray(answer[name], dtype=dtype))
@@ -115,6 +126,9 @@ class TritonPythonModel:
         )
 
 
+END = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
 def failure(message, code):
     """A response without an answer."""
     return pb_utils.InferenceResponse([], pb_utils.TritonError(message, code))
@@ -122,6 +136,8 @@ def failure(message, code):
 
 def split(outputs, sizes):
     """One dictionary of arrays per request."""
+    if len(sizes) == 1:
+        return [outputs]
     ends = np.cumsum(sizes)
     return [
         {name: values[end - size : end] for name, values in outputs.items()}

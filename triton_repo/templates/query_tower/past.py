@@ -1,8 +1,9 @@
 """What users had watched before a moment: the bundle's histories joined with online events.
 
-Files: video_id.npy (raw ids, sorted; position i is video row i + 1), video_index.npy (vocabulary
-index by video row), watched_row.npy and watched_time.npy (all users' watches), watched_start.npy
-(where each user's begin), watched_label.npy (encoded labels, where they differ).
+Files: video_id.npy (raw ids, sorted), video_row.npy (0, then the video row of each of them),
+video_index.npy (vocabulary index by video row), watched_row.npy and watched_time.npy (all users'
+watches), watched_start.npy (where each user's begin), watched_label.npy (encoded labels, where they
+differ).
 """
 
 import json
@@ -31,8 +32,8 @@ def rows_of(table, ids):
         width = table.dtype.itemsize
         fits = np.array([len(one) <= width and one[-1:] != b"\0" for one in ids], bool)
         ids = np.where(fits, ids, b"").astype(table.dtype)
-    at = np.minimum(np.searchsorted(table, ids), len(table) - 1)
-    return np.where(fits & (table[at] == ids), at + 1, 0).astype(np.int32)
+    at = np.minimum(table.searchsorted(ids), len(table) - 1)
+    return (fits & (table[at] == ids)) * (at + 1).astype(np.int32)
 
 
 class Events(NamedTuple):
@@ -75,7 +76,9 @@ class Histories:
 
     def __init__(self, folder, longest, graded):
         self.longest, self.graded = longest, graded
-        for name in ("video_id", "video_index", "watched_row", "watched_time", "watched_start"):
+        for name in (
+            "video_id", "video_row", "video_index", "watched_row", "watched_time", "watched_start",
+        ):  # fmt: skip
             setattr(self, name, open_array(folder / f"{name}.npy"))
         if graded:
             self.watched_label = open_array(folder / "watched_label.npy")
@@ -89,7 +92,8 @@ class Histories:
         """
         events = [event for event in json.loads(record) if type(event[1]) is self.id_type]
         ids = [video.encode() if self.id_type is str else video for _, video, *_ in events]
-        rows = rows_of(self.video_id, np.array(ids, object if self.id_type is str else np.int64))
+        ids = np.array(ids, object if self.id_type is str else np.int64)
+        rows = self.video_row[rows_of(self.video_id, ids)]
         label = None
         if self.graded:  # an unknown label counts as not positive
             label = np.array([FIRST_LABEL + (one or 0) for _, _, one, _ in events], np.int32)
@@ -101,7 +105,7 @@ class Histories:
         until = np.empty(len(row), np.int64)
         for i, user in enumerate(row):
             start, end = self.watched_start[user], self.watched_start[user + 1]
-            until[i] = start + np.searchsorted(self.watched_time[start:end], moment[i])
+            until[i] = start + self.watched_time[start:end].searchsorted(moment[i])
         return until
 
     def before(self, user, until, online, online_until):

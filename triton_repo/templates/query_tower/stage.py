@@ -118,7 +118,7 @@ class Stage:
         if given is not None:
             online_until = np.where(given[:, 0] < 0, ALWAYS, given[:, 0])
         pasts = map(self.histories.before, row, until, online, online_until)
-        return list(pasts), np.array(is_current)
+        return list(pasts), is_current
 
     def online_rows(self, pasts):
         """Video rows of what was watched since the export; int32 [n, keep], 0-padded."""
@@ -129,9 +129,13 @@ class Stage:
 
     def status(self, row, pasts, is_current):
         """A user with watches, baked or online, is ok whether or not the bundle knows the id."""
-        has_past = np.array([len(past.time) > 0 for past in pasts])
-        status = np.where(has_past, OK, np.where(row == 0, UNKNOWN_USER, EMPTY_HISTORY))
-        return np.where(is_current, status, STATE_UNAVAILABLE)
+        status = np.full(len(row), OK, np.int32)
+        for i, past in enumerate(pasts):
+            if not is_current[i]:
+                status[i] = STATE_UNAVAILABLE
+            elif len(past.time) == 0:
+                status[i] = UNKNOWN_USER if row[i] == 0 else EMPTY_HISTORY
+        return status
 
     def encode(self, part, inputs, row, moment):
         name = part["name"]

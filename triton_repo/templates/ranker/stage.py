@@ -41,18 +41,26 @@ class Stage:
 
     def check(self, inputs, sizes):
         """Reasons to refuse requests, by position: a top_k below 1, rows that do not exist."""
-        refused, start = {}, 0
         rows = inputs["candidate_row"]
         outside = (rows < 0) | (rows >= len(self.video_id))
+        refused, start = {}, 0
         for position, size in enumerate(sizes):
-            mine = slice(start, start + size)
-            top_k = inputs["top_k"]
-            if top_k is not None and (top_k[mine] < 1).any():
-                refused[position] = f"top_k must be at least 1, received {top_k[mine].min()}"
-            elif outside[mine].any():
+            if outside[start : start + size].any():
                 refused[position] = "candidate_row is outside the bundle's catalogue"
             start += size
         rows[outside] = 0
+        return refused | self.check_top_k(inputs["top_k"], sizes)
+
+    def check_top_k(self, top_k, sizes):
+        """The first part of `check`, for candidates that come from the stage before."""
+        if top_k is None or top_k.min() >= 1:
+            return {}
+        refused, start = {}, 0
+        for position, size in enumerate(sizes):
+            least = top_k[start : start + size].min()
+            if least < 1:
+                refused[position] = f"top_k must be at least 1, received {least}"
+            start += size
         return refused
 
     def run(self, inputs):
@@ -103,12 +111,14 @@ class Stage:
         (-1 or empty) and a score of -inf.
         """
         rows, status, wanted = answer["rows"], answer["status"][:, 0], answer["wanted"][:, 0]
-        counts = np.minimum((rows > 0).sum(axis=1), wanted)
+        counts = np.minimum(np.count_nonzero(rows, axis=1), wanted)
         width = int(counts.max(initial=0))
-        ids, scores = self.video_id[rows[:, :width]], answer["scores"][:, :width].copy()
-        missing = np.arange(width) >= counts[:, None]
-        ids[missing], scores[missing] = self.no_id, -np.inf
-        status = np.where((status == 0) & (counts < wanted), FEWER_THAN_TOP_K, status)
+        ids, scores = self.video_id.take(rows[:, :width]), answer["scores"][:, :width]
+        if counts.min(initial=width) < width:
+            missing = np.arange(width) >= counts[:, None]
+            ids[missing], scores[missing] = self.no_id, -np.inf
+        if (counts < wanted).any():
+            status = np.where((status == 0) & (counts < wanted), FEWER_THAN_TOP_K, status)
         if ids.dtype.kind == "S":
             ids = ids.astype(object)
         return {"video_id": ids, "score": scores, "status": status[:, None]}

@@ -1,7 +1,8 @@
 """Retrieval: query vector in, the best candidates that the user has not watched out.
 
-Files: stage.json, index.faiss (position i is video row i + 1), watched_row.npy and
-watched_start.npy (what each user has watched).
+Files: stage.json, index.faiss (what it calls i is video row i + 1), watched_row.npy and
+watched_start.npy (what each user has watched), withdrawn.npy (what an HNSW index calls videos that
+it is not to return, if any; other kinds do not have them).
 """
 
 import json
@@ -19,6 +20,15 @@ def open_array(path):
     return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
 
 
+def without(path, effort):
+    """Search parameters that leave out the positions in a file; None where there is none."""
+    if not path.exists():
+        return None
+    gone = np.load(path, allow_pickle=False)
+    selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(gone))
+    return faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
+
+
 class Stage:
     """Searches the index and leaves out what was watched."""
 
@@ -33,9 +43,11 @@ class Stage:
             faiss.extract_index_ivf(self.index).nprobe = settings["effort"]
         if settings["kind"] == "hnsw":
             self.index.hnsw.efSearch = settings["effort"]
+        self.search = without(folder / "withdrawn.npy", settings["effort"])
         self.watched_row = open_array(folder / "watched_row.npy")
         self.watched_start = open_array(folder / "watched_start.npy")
-        self.is_watched = np.zeros(self.index.ntotal + 1, bool)
+        self.num_indexed = self.index.ntotal
+        self.is_watched = np.zeros(settings["num_videos"] + 1, bool)
 
     def check(self, inputs, sizes):
         """Reasons to refuse requests, by position: rows and pointers that do not exist."""
@@ -44,7 +56,7 @@ class Stage:
         inside = (rows >= 0) & (rows < len(self.watched_start) - 1)
         rows[~inside] = 0
         online = inputs["online_row"]
-        inside &= ((online >= 0) & (online <= self.index.ntotal)).all(axis=1)
+        inside &= ((online >= 0) & (online < len(self.is_watched))).all(axis=1)
         online[~inside] = 0
         inside &= (until >= self.watched_start[rows]) & (until <= self.watched_start[rows + 1])
         until[~inside] = self.watched_start[0]
@@ -59,27 +71,32 @@ class Stage:
     def run(self, inputs):
         rows, until = inputs["user_row"][:, 0], inputs["watched_until"][:, 0]
         first = self.watched_start[rows] if self.exclude_watched else until
-        online = inputs["online_row"] if self.exclude_watched else inputs["online_row"][:, :0]
-        most = until - first + np.count_nonzero(online, axis=1)  # that could be left out
+        num_online = np.count_nonzero(inputs["online_row"], axis=1)
+        online = inputs["online_row"]
+        if not self.exclude_watched or not num_online.any():
+            online = online[:, :0]
+        # Of what is found, at most so many were watched.
+        most = (until - first + num_online * (online.shape[1] > 0)).tolist()
+        first, until = first.tolist(), until.tolist()
         vectors = np.ascontiguousarray(inputs["query_vector"])
         candidates = np.zeros((len(rows), self.num_candidates), np.int32)
         scores = np.full((len(rows), self.num_candidates), -np.inf, np.float32)
-        open_rows, extra = np.arange(len(rows)), min(OVER_FETCH, int(most.max()))
-        while len(open_rows) > 0:
-            wanted = min(self.num_candidates + extra, self.index.ntotal)
-            asked = vectors if len(open_rows) == len(rows) else vectors[open_rows]
-            found_scores, found = self.index.search(asked, wanted)
+        unfilled, extra = list(range(len(rows))), min(OVER_FETCH, max(most))
+        while unfilled:
+            wanted = min(self.num_candidates + extra, self.num_indexed)
+            asked = vectors if len(unfilled) == len(rows) else vectors[unfilled]
+            found_scores, found = self.index.search(asked, wanted, params=self.search)
             found += 1  # FAISS says -1 for "no more": becomes row 0, which is padding
-            count = np.zeros(len(rows), np.int64)
-            for at, i in enumerate(open_rows):
+            short = []
+            for at, i in enumerate(unfilled):
                 keep = self.keep(found[at], self.watched_row[first[i] : until[i]], online[i])
-                count[i] = len(keep)
-                candidates[i, : len(keep)] = found[at, keep]
-                scores[i, : len(keep)] = found_scores[at, keep]
-            may_find_more = wanted < np.minimum(self.num_candidates + most, self.index.ntotal)
-            short = may_find_more & (count < self.num_candidates)
-            open_rows = open_rows[short[open_rows]]
-            extra = int(most[open_rows].max(initial=0))
+                candidates[i, : len(keep)] = found[at].take(keep)
+                scores[i, : len(keep)] = found_scores[at].take(keep)
+                all_of_them = min(self.num_candidates + most[i], self.num_indexed)
+                if len(keep) < self.num_candidates and wanted < all_of_them:
+                    short.append(i)
+            unfilled = short
+            extra = max((most[i] for i in short), default=0)
         return {"candidate_row": candidates, "candidate_score": scores}
 
     def finish(self, answer):
