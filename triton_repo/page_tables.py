@@ -81,7 +81,10 @@ def _texts(value: Any) -> list[str]:
     """A cell as texts: none of a null, several of a list."""
     if isinstance(value, list | np.ndarray):
         return [str(one) for one in value]
-    return [] if pd.isna(value) else [str(value)]
+    if pd.isna(value):
+        return []
+    # Whole numbers with nulls among them are read as floats.
+    return [str(int(value) if isinstance(value, float) else value)]
 
 
 def country_bits(tables: Tables, countries: list[str]) -> npt.NDArray[np.uint8]:
