@@ -75,6 +75,7 @@ class Catalogue:
         made.group = rng.integers(0, made.num_groups + 1, (n, 3)).astype(np.int16)
         made.rating = rng.integers(0, 3, n).astype(np.int8)
         made.allowed = rng.random((n, len(COUNTRIES))) < rng.uniform(0.2, 1)
+        made.allowed |= rng.random((n, 1)) < 0.5  # these are everywhere
         made.since = NOW - rng.integers(-20, 100, n) * DAY
         made.until = NOW + rng.integers(-20, 200, n) * DAY
         made.published = NOW - rng.integers(0, 100, n) * DAY
@@ -260,7 +261,7 @@ def problems(
 def check_pages(folder: Path, seed: int, count: int) -> tuple[int, list[str]]:
     """`count` random pages of one random catalogue, some of them scrolled: (videos, problems)."""
     rng = np.random.default_rng(seed)
-    num_videos = int(rng.choice([1, 5, 40, 150, 600]))
+    num_videos = int(rng.choice([1, 5, 40, 150, 600, 1_500]))
     methods = ["mmr", "dpp", "spectrum", "none"]
     catalogue = Catalogue.random(
         seed, num_videos, diversity=methods[seed % 4], explore_slots=int(rng.integers(0, 4)),

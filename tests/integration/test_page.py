@@ -16,8 +16,6 @@ from triton_repo.page_answer import Page, PageStatus
 from workflow.errors import ServingError
 from workflow.run import Run
 
-pytestmark = pytest.mark.timeout(900)
-
 
 @pytest.fixture(scope="module")
 def tables(sim_run: Any) -> dict[str, dict[int, dict[str, Any]]]:

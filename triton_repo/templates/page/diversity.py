@@ -23,15 +23,16 @@ def mmr(relevance, vectors, count, strength):
     np.multiply(relevance, 1 - strength, out=value_after[dim])
     asked = np.ones((n, dim + 1), np.float32)
     asked[:, :dim] = vectors
-    asked = list(asked)
-    value, after = value_after[dim] + np.float32(strength), np.empty(n, np.float32)
+    # Most of the chosen are among the first, where the best are: a product of matrices is cheaper.
+    likely = min(n, count + count // 3)
+    after = list(asked[:likely] @ value_after)
+    value = value_after[dim] + np.float32(strength)
     argmax, minimum, never = value.argmax, np.minimum, -np.inf
     chosen = []
     for _ in range(min(count, n)):
         best = int(argmax())
         chosen.append(best)
-        asked[best].dot(value_after, after)
-        minimum(value, after, value)
+        minimum(value, after[best] if best < likely else asked[best] @ value_after, value)
         value[best] = never
     return chosen
 

@@ -78,6 +78,8 @@ class Draft:
         sources = self.stage.sources
         own = sources.table(self.viewer.country)
         for table in (own, 0) if own else (0,):
+            if self._left() == 0:
+                break
             title = TITLES["popular"] + (self.nation if table else b"")
             with self.stage.hiding(self.rows_so_far()):
                 rows = self._popular(sources.popular_row[table])
@@ -89,7 +91,7 @@ class Draft:
     def _popular(self, rows):
         """The first of `rows` that fill what is left, as far as the rules allow."""
         wanted = self._left() * self.columns
-        for tried in (rows[: 3 * wanted], rows):
+        for tried in (rows[: 2 * wanted], rows):
             found = tried[self.stage.rules.allowed(tried, self.viewer)]
             if len(found) >= wanted:
                 break
@@ -101,7 +103,7 @@ class Draft:
         request, stage = self.request, self.stage
         ok = stage.rules.allowed(request.candidate_row, self.viewer)
         ok &= np.isfinite(request.ranker_score)
-        keep = stage.sources.first_places(request.candidate_row, np.flatnonzero(ok))
+        keep = stage.sources.first_places(request.candidate_row, ok.nonzero()[0])
         score = request.ranker_score.take(keep)
         by_score = np.argsort(-score, kind="stable")
         keep, score = keep.take(by_score), score.take(by_score)
@@ -118,7 +120,7 @@ class Draft:
         )
         is_left = np.ones(len(keep), bool)
         is_left[chosen] = False
-        order = np.concatenate([chosen, np.flatnonzero(is_left)])
+        order = np.concatenate([chosen, is_left.nonzero()[0]])
         keep = keep.take(order)
         self.rows, self.scores = request.candidate_row.take(keep), score.take(order)
         self.source, self.vectors = request.candidate_source.take(keep), vectors.take(order, axis=0)

@@ -41,26 +41,25 @@ class Board:
         self.kinds, self.strength = kinds, strength
         count = member.shape[1]
         worth = np.exp2(np.arange(count, dtype=np.float32) / np.float32(-HALF_LIFE))
-        value = member * worth  # [k, n]
-        centre = value @ vectors
+        self.value = member * worth  # [k, n]
+        centre = self.value @ vectors
         likeness = centre @ centre.T
         length = np.sqrt(likeness.diagonal()) + np.float32(1e-9)
         likeness /= length
         likeness /= length[:, None]
         self.likeness = list(likeness)
-        self.gain = value.sum(axis=1)
-        self.value = np.ascontiguousarray(value.T)
         self.prior = np.array([PRIOR[kind.name] for kind in kinds], np.float32)
         self.member, self.free = member, np.ones(count, bool)
+        self.weight = np.ones(count, np.float32)  # `free` as a factor
 
     def take(self, positions):
         """Mark candidates as shown; rows that could have shown them lose their worth."""
         self.free[positions] = False
-        self.gain -= np.add.reduce(self.value.take(positions, axis=0))
+        self.weight[positions] = 0
 
     def free_of(self, kind, columns):
         """The best `columns` members of a kind that are not shown yet."""
-        return np.flatnonzero(self.member[kind] & self.free)[:columns]
+        return (self.member[kind] & self.free).nonzero()[0][:columns]
 
     def choose(self, wanted, columns, least, change=None):
         """Up to `wanted` rows, each time the one that adds most to the page.
@@ -75,7 +74,7 @@ class Board:
         rows, nearest = [], np.zeros(len(self.kinds), np.float32)
         strength, prior = np.float32(self.strength), self.prior
         while len(rows) < wanted and len(prior):
-            total = self.gain * prior * (1 - strength * nearest)
+            total = self.value @ self.weight * prior * (1 - strength * nearest)
             best = int(total.argmax())
             if total[best] <= 0:
                 break
@@ -92,7 +91,7 @@ class Board:
 
     def rest(self):
         """Positions that no row shows, best first."""
-        return np.flatnonzero(self.free)
+        return self.free.nonzero()[0]
 
 
 def chunks(values, wanted, columns, least):
@@ -108,10 +107,10 @@ def membership(source, groups, num_seeds, num_groups, bits):
         source: int32 [n] bits; groups: int [n, width], 1-based, 0 = none.
         bits: the module with the sources' bits.
     """
-    member = np.zeros((num_seeds + 2 + num_groups, len(source)), bool)
-    at = np.arange(len(source))
-    for column in groups.T:
-        member[num_seeds + 1 + column, at] = True  # "none" is where the fresh ones go, below
+    count = len(source)
+    member = np.zeros((num_seeds + 2 + num_groups, count), bool)
+    places = (groups + np.int64(num_seeds + 1)) * count + np.arange(count)[:, None]
+    member.reshape(-1)[places] = True  # "none" is where the fresh ones go, below
     asked = [1 << (bits.SEED + seed) for seed in range(num_seeds)] + [bits.TRENDING, bits.FRESH]
     member[: len(asked)] = source & np.array(asked, np.int32)[:, None]
     return member
