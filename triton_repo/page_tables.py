@@ -15,7 +15,8 @@ from models.metrics import Float32
 from models.neighbours import unit_rows
 from workflow.features.history import Histories
 from workflow.frames import read_frame
-from workflow.schema import Column, Contract, TableName
+from workflow.roles import TableName
+from workflow.schema import Column, Contract
 
 Array = npt.NDArray[Any]
 ALWAYS = np.iinfo(np.int64).max

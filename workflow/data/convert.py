@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from workflow.data.times import to_microseconds
 from workflow.data.values import Place, numbers, wrong_type
 from workflow.errors import ContractError
-from workflow.schema import TIME_ROLES, Column
+from workflow.roles import TIME_ROLES
+from workflow.schema import Column
 
 
 def convert(raw: pa.Array, column: Column, place: Place) -> pa.Array:

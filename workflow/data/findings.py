@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from workflow.errors import MarqueeError
-from workflow.schema import TIME_ROLES, Column, Contract
+from workflow.roles import TIME_ROLES
+from workflow.schema import Column, Contract
 
 WHOLE_TABLE = "*"
 _NUM_EXAMPLES = 3
