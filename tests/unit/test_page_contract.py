@@ -132,4 +132,6 @@ def test_sim_says_what_leaves_after_the_log() -> None:
     until = table["available_until"].to_pandas()
     share = until.notna().mean()
     assert 0.08 < share < 0.12 and until.min() > LOG_END
+    since = table["available_from"].to_pandas()
+    assert (since.notna() == until.notna()).all() and since.max() <= LOG_END
     assert 0.01 < np.mean(table["withdrawn"].to_numpy()) < 0.03

@@ -255,19 +255,21 @@ def visible_videos(videos: Videos, seed: int) -> pa.Table:
             np.broadcast_to(np.arange(len(COUNTRIES)), videos.available.shape),
             videos.available,
         ),
-        **_departures(generator(seed, LEAVING), len(videos.video_id)),
+        **_departures(generator(seed, LEAVING), videos.publish_time),
     })  # fmt: skip
 
 
-def _departures(rng: np.random.Generator, count: int) -> dict[str, Any]:
+def _departures(rng: np.random.Generator, published: Array) -> dict[str, Any]:
     """What leaves the service after the log's end, so that no logged page knows of it.
 
-    A tenth of the videos within 90 days; 2% are withdrawn at the log's end.
+    A tenth of the videos have a licence that ends within 90 days; 2% are withdrawn at the end.
     """
-    leaves = LOG_END + rng.integers(1, 90, count) * DAY
-    is_leaving, is_withdrawn = rng.random(count) < 0.1, rng.random(count) < 0.02
+    count = len(published)
+    ends = LOG_END + rng.integers(1, 90, count) * DAY
+    is_licensed, is_withdrawn = rng.random(count) < 0.1, rng.random(count) < 0.02
     return {
-        "available_until": pa.array(leaves, mask=~is_leaving),
+        "available_from": pa.array(published, mask=~is_licensed),
+        "available_until": pa.array(ends, mask=~is_licensed),
         "withdrawn": is_withdrawn.astype(np.int64),
     }
 
