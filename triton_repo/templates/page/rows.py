@@ -72,19 +72,22 @@ class Board:
             change: (kind, positions) -> positions, what becomes of a row before it is placed.
         """
         rows, nearest = [], np.zeros(len(self.kinds), np.float32)
+        value, weight, member, free = self.value, self.weight, self.member, self.free
         strength, prior = np.float32(self.strength), self.prior
         while len(rows) < wanted and len(prior):
-            total = self.value @ self.weight * prior * (1 - strength * nearest)
+            total = value @ weight
+            total *= prior * (1 - strength * nearest)
             best = int(total.argmax())
             if total[best] <= 0:
                 break
             prior[best] = 0
-            positions = self.free_of(best, columns)
+            positions = (member[best] & free).nonzero()[0][:columns]
             if len(positions) < least:
                 continue
             if change is not None:
                 positions = change(best, positions)
-            self.take(positions)
+            free[positions] = False
+            weight[positions] = 0
             np.maximum(nearest, self.likeness[best], out=nearest)
             rows.append(Row(self.kinds[best], positions))
         return rows
