@@ -41,13 +41,13 @@ def print_replay(job: Job, output: Output, record: Path) -> None:
 
     with output.stage(f"Replay {record}"):
         answer = replay(job.run, job.contract, record)
-    _print_rows(output, answer)
     if not answer["identical"]:
         raise DataError(
             f"the page made from {record} is another one",
             found="different " + ", ".join(answer["different"]),
             next_step="check that the record was not changed",
         )
+    _print_rows(output, answer)
     output.finish(answer, f"{_summary(answer)} It is the page in the record.")
 
 

@@ -77,7 +77,7 @@ def test_rows_say_why_they_are_there(
 ) -> None:
     kinds = set()
     for user in list(tables["users"].values())[::100]:
-        for row in sim_client.page(user["user_id"], time=moment, context={"device": "web"}).rows:
+        for row in sim_client.page(user["user_id"], time=moment, context={"device": "tv"}).rows:
             kinds.add(row.kind)
             sources = [set(video.sources) for video in row.videos]
             genres = [tables["videos"][int(v.video_id)]["genres"] for v in row.videos]
@@ -111,7 +111,7 @@ def test_scrolling_never_repeats(sim_client: Client, tables: dict[str, Any], mom
     context: dict[str, Any] = {"device": "phone"}
     page = sim_client.page(user["user_id"], time=moment, context=context)
     seen = list(page.video_ids)
-    for _ in range(20):
+    for _ in range(60):
         if not page.cursor:
             break
         page = sim_client.page(user["user_id"], time=moment, context=context, cursor=page.cursor)
