@@ -3,7 +3,8 @@
 Bundle 17 becomes `query_tower_17`, `retrieval_17`, `ranker_17`, `fused_17` and the ensemble
 `marquee_17` of the last. What clients ask are ensembles over the same fused step: `marquee`, and
 `marquee_<name>` for a bundle that is deployed under a name. Replacing one of them changes all
-stages at once. `events` has an ensemble of one step in front too; it belongs to the live bundle.
+stages at once. `events` has an ensemble of one step in front too, and `page` is one over the step
+that makes pages; both belong to the live bundle.
 
 Measured with Triton 2.51: an ensemble whose stages are loaded is replaced in milliseconds and no
 request fails; one with a stage that does not load takes the old ensemble down with it. So the
@@ -22,6 +23,7 @@ from tritonclient.grpc import model_config_pb2
 
 from triton_repo.bundle import Bundle
 from triton_repo.client import front_model
+from triton_repo.page_tensors import PAGE
 from triton_repo.tensors import ENSEMBLE, EVENTS
 from workflow.run import write_bytes
 
@@ -38,8 +40,8 @@ def own_models(bundle: Bundle) -> set[str]:
 
 def top_models(bundle: Bundle) -> list[str]:
     """Those of `own_models` that are a step of no other: loading them loads all."""
-    steps = _config(bundle, ENSEMBLE).ensemble_scheduling.step
-    inner = {step.model_name for step in steps}
+    wholes = [_config(bundle, model) for model in (ENSEMBLE, PAGE) if model in bundle.models]
+    inner = {step.model_name for one in wholes for step in one.ensemble_scheduling.step}
     return [f"{model}_{bundle.version}" for model in bundle.models if model not in inner]
 
 
@@ -47,7 +49,7 @@ def front_models(bundle: Bundle, name: str | None) -> list[str]:
     """What clients ask of a bundle that serves live (None) or under a name."""
     if name is not None:
         return [front_model(name)]
-    return [ENSEMBLE, EVENTS]
+    return [ENSEMBLE, EVENTS] + [PAGE] * (PAGE in bundle.models)
 
 
 def write_models(repository: Path, bundle: Bundle) -> None:
@@ -62,7 +64,7 @@ def write_front(repository: Path, bundle: Bundle, name: str | None) -> None:
     for front in front_models(bundle, name):
         model = front if name is None else ENSEMBLE
         config = _config(bundle, model)
-        if model != ENSEMBLE:
+        if model == EVENTS:
             config = _one_step(config, bundle)
         _write_model(repository, bundle, model, _named(config, bundle, front))
 

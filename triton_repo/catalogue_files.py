@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from triton_repo.catalogue import Catalogue, Vectors
+from triton_repo.page_tensors import PAGE_STAGE
 from workflow.config import Config
 from workflow.console import Report, no_report
 from workflow.errors import DataError
@@ -74,6 +75,7 @@ class CatalogueFiles:
             report(1, 3, "tables")
             self._extend_tables(after, new)
         report(2, 3, "index")
+        self._change_page(after)
         return after, self._change_index(after)
 
     # --- tables ----------------------------------------------------------------------------------
@@ -126,6 +128,16 @@ class CatalogueFiles:
         if self._path("ranker", "publish_time.npy").exists():
             assert new.publish_time is not None
             self._append("ranker", "publish_time", new.publish_time)
+
+    def _change_page(self, after: Catalogue) -> None:
+        from triton_repo.page_refresh import changed_page
+
+        folder = self.folder / PAGE_STAGE / str(self.version)
+        if not folder.exists():  # a bundle from before there were pages
+            return
+        changed = changed_page(self.run, folder, self.contract, self.config, self.before, after)
+        for name, values in changed.items():
+            self._save(PAGE_STAGE, name, values)
 
     # --- index -----------------------------------------------------------------------------------
     def _change_index(self, after: Catalogue) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from triton_repo.access import NOBODY, Credentials, connect
+from triton_repo.page_answer import OUTPUTS, Page, page_of
 from triton_repo.tensors import TIMINGS
 from workflow.errors import ServingError, StateUnavailableError
 
-MODEL, EVENTS = "marquee", "events"
+MODEL, EVENTS, PAGE = "marquee", "events", "page"
 _REQUEST_INPUTS = ("user_id", "top_k", "time")  # every other input is a context column
+_PAGE_INPUTS = ("user_id", "time", "cursor", "want_record")
 _ANSWER = ("video_id", "score", "status")
 _INTEGERS: dict[str, np.dtype[np.signedinteger[Any]]] = {
     "INT32": np.dtype(np.int32),
@@ -177,6 +179,39 @@ class Client:
         values = {"user_id": user_id, "top_k": top_k, "time": time, **context}
         wanted = _ANSWER + (TIMINGS if timing else ())
         return _recommendation(self._infer(self.model, values, wanted))
+
+    def page(
+        self,
+        user_id: str | int,
+        *,
+        time: int | None = None,
+        context: dict[str, str | int | None] | None = None,
+        cursor: str = "",
+        record: bool = False,
+    ) -> Page:
+        """The homepage for a user now: titled rows of videos.
+
+        Args:
+            time: Unix seconds of the request; None means the server's now.
+            context: context column -> value, and of `device`, `country` and `maturity` what the
+                data has no column for; what is left out or None counts as not known.
+            cursor: that of the page before, for the rows after it.
+            record: ask for the log record that the page can be made from again.
+        Raises:
+            ServingError: a value or name the server does not take, or no (good) answer.
+        """
+        context = context or {}
+        known = [name for name in self.inputs(PAGE) if name not in _PAGE_INPUTS]
+        unknown = sorted(set(context) - set(known))
+        if unknown:
+            expected = "one of " + ", ".join(known)
+            raise ServingError(f"no context column {unknown[0]}", expected=expected)
+        values = {"user_id": user_id, "time": time, **context, "cursor": cursor or None}
+        values["want_record"] = int(record) or None
+        wanted = OUTPUTS + (("record",) if record else ())
+        answer = self._infer(PAGE, values, wanted)
+        tensors = {name: answer.as_numpy(name) for name in wanted}
+        return page_of(tensors, int(answer.get_response().model_version))
 
     def watched(
         self,

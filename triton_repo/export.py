@@ -21,6 +21,8 @@ from triton_repo.bundle import next_version, seal
 from triton_repo.catalogue import Catalogue, prune
 from triton_repo.catalogue_files import CatalogueFiles
 from triton_repo.graph import Slot, save_graph
+from triton_repo.page_export import export_page
+from triton_repo.page_tensors import FUSED_PAGE, PAGE, PAGE_STAGE, page_tensors
 from triton_repo.quantise import quantised
 from triton_repo.query_graph import query_tower_graph
 from triton_repo.ranker_graph import RankerLayout, ranker_graph
@@ -69,7 +71,7 @@ def export_repository(
         exporter = _Exporter(run, config, contract, folder, version)
         steps = (
             exporter.query_tower, exporter.retrieval, exporter.ranker, exporter.fused,
-            exporter.events_model, exporter.configs,
+            exporter.events_model, exporter.page, exporter.configs,
         )  # fmt: skip
         for done, step in enumerate(steps):
             report(done, len(steps), step.__name__.replace("_", " "))
@@ -83,7 +85,7 @@ def export_repository(
     sizes = [path.stat().st_size for path in run.repository.rglob("*") if path.is_file()]
     return {
         "version": version,
-        "models": [ENSEMBLE, FUSED, *STAGES, EVENTS],
+        "models": [ENSEMBLE, FUSED, *STAGES, EVENTS, PAGE, FUSED_PAGE, PAGE_STAGE],
         "num_files": len(sizes),
         "megabytes": round(sum(sizes) / 1e6, 1),
     }
@@ -229,6 +231,12 @@ class _Exporter:
         }
         write_json(self._stage(EVENTS) / "stage.json", settings)
 
+    # --- page ------------------------------------------------------------------------------------
+    def page(self) -> None:
+        target = self._stage(PAGE_STAGE, template="page")
+        export_page(self.run, self.config, self.contract, self.store, target)
+        self._stage(FUSED_PAGE)
+
     # --- configs ---------------------------------------------------------------------------------
     def configs(self) -> None:
         serving = self.config.serving
@@ -240,22 +248,31 @@ class _Exporter:
         body = fused_body(tensors[FUSED], batch, serving.max_waiting)
         self._config(FUSED, tensors[FUSED], ALL_THAT_WAIT, body)
         self._config(EVENTS, tensors[EVENTS], batch, python_body())
-        folder = self.folder / ENSEMBLE / str(self.version)
+        self._ensemble(ENSEMBLE, FUSED, tensors[ENSEMBLE])
+        self.schema = tensors[ENSEMBLE].schema(batch)
+        tensors = page_tensors(self.contract, self.spec, self.config.page.quotas.total)
+        self._config(PAGE_STAGE, tensors[PAGE_STAGE], batch, stage_body(tensors[PAGE_STAGE], batch))
+        body = fused_body(tensors[FUSED_PAGE], batch, serving.max_waiting)
+        self._config(FUSED_PAGE, tensors[FUSED_PAGE], ALL_THAT_WAIT, body)
+        self._ensemble(PAGE, FUSED_PAGE, tensors[PAGE])
+
+    def _ensemble(self, name: str, step: str, io: ModelIO) -> None:
+        folder = self.folder / name / str(self.version)
         folder.mkdir(parents=True)
         # Triton needs the version folder; git and some copy tools drop empty ones.
         (folder / "README").write_text("The ensemble has no files.\n")
-        body = ensemble_body(tensors[ENSEMBLE], self.version)
-        self._config(ENSEMBLE, tensors[ENSEMBLE], batch, body)
-        self.schema = tensors[ENSEMBLE].schema(batch)
+        batch = self.config.serving.max_batch_size
+        self._config(name, io, batch, ensemble_body(io, step, self.version))
 
     def _config(self, name: str, io: ModelIO, max_batch_size: int, body: str) -> None:
         text = render_config(name, io, max_batch_size, self.version, body)
         (self.folder / name / "config.pbtxt").write_text(text)
 
-    def _stage(self, name: str) -> Path:
+    def _stage(self, name: str, template: str = "") -> Path:
         target = self.folder / name / str(self.version)
         target.mkdir(parents=True)
-        code = [TEMPLATES / "common" / "model.py", *sorted((TEMPLATES / name).glob("*.py"))]
+        own = (TEMPLATES / (template or name)).glob("*.py")
+        code = [TEMPLATES / "common" / "model.py", *sorted(own)]
         if name in USES_STATE and name != FUSED:
             code.append(TEMPLATES / "common" / "store.py")
         for path in code:

@@ -11,6 +11,8 @@ import numpy as np
 
 from triton_repo.bundle import read_bundle
 from triton_repo.client import UserEvents
+from triton_repo.page_answer import Page, page_of
+from triton_repo.page_tensors import FUSED_PAGE
 from triton_repo.tensors import EVENTS, FUSED
 from workflow.errors import StateUnavailableError
 from workflow.run import Run
@@ -61,9 +63,47 @@ class LocalPipeline:
         return UserEvents(int(answer["num_events"][0, 0]), int(answer["last_time"][0, 0]))
 
     def _load_stage(self, name: str) -> Any:
-        folder = stage_folder(self.run, name)
-        module = _module(f"marquee_{name}", folder / "stage.py")
-        return module.Stage(folder, self.state)
+        return load_stage(self.run, name, self.state)
+
+
+class LocalPage:
+    """Makes pages with an exported repository's stages.
+
+    Args:
+        run, state: as for LocalPipeline.
+    Raises:
+        MissingArtifactError, BundleError: as for LocalPipeline.
+    """
+
+    def __init__(self, run: Run, state: str | None = None) -> None:
+        self.stage = load_stage(run, FUSED_PAGE, state or "")
+        self.version = read_bundle(run.repository).version
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The output tensors for a batch given as the ensemble's input tensors.
+
+        Raises:
+            ValueError: a request is refused; the text is what the server would say.
+        """
+        refused = self.stage.check(inputs, [len(inputs["user_id"])])
+        if refused:
+            raise ValueError(refused[0])
+        answer: dict[str, Any] = self.stage.finish(self.stage.run(inputs))
+        return answer
+
+    def page(self, inputs: dict[str, Any]) -> Page:
+        """The Page of a request for one user."""
+        return page_of(self.infer(inputs), self.version)
+
+
+def load_stage(run: Run, name: str, *arguments: Any) -> Any:
+    """An exported stage, without a server.
+
+    Raises:
+        MissingArtifactError: nothing was exported yet.
+    """
+    folder = stage_folder(run, name)
+    return _module(f"marquee_{name}", folder / "stage.py").Stage(folder, *arguments)
 
 
 def stage_folder(run: Run, name: str) -> Path:

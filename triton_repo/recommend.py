@@ -58,7 +58,7 @@ def recommend(
                 at = next_second(run, partial(client.user_events, user_id))
             answer = client.recommend(user_id, top_k=top_k, time=at, context=dict(context))
         ids, scores, status = answer.video_ids, answer.scores, answer.status
-    titles = _titles(run, contract, ids)
+    titles = titles_of(run, contract, ids)
     return {
         "user_id": typed_id(contract, "user_id", user_id),
         "status": status.name.lower(),
@@ -78,8 +78,8 @@ def _in_process(
     run: Run, contract: Contract, user_id: str, top_k: int, at: int | None, context: dict[str, str]
 ) -> tuple[Any, Any, Status, int]:
     dtypes = {column.name: column.dtype for column in contract.features("context")}
-    typed = {name: _cast(value, dtypes[name], name) for name, value in context.items()}
-    user = _cast(user_id, contract.id_column("user_id").dtype, "user_id")
+    typed = {name: cast_value(value, dtypes[name], name) for name, value in context.items()}
+    user = cast_value(user_id, contract.id_column("user_id").dtype, "user_id")
     count = _within(top_k, np.int32, "top_k")
     pipeline = LocalPipeline(run, state_of(run))
     if at is None:
@@ -102,7 +102,12 @@ def _check_context(contract: Contract, context: dict[str, str]) -> None:
             )
 
 
-def _cast(value: str, dtype: str, name: str) -> int | bytes:
+def cast_value(value: str, dtype: str, name: str) -> int | bytes:
+    """A request's value as the stages take it.
+
+    Raises:
+        ServingError: it is no number, or one that does not fit.
+    """
     if dtype == "string":
         return value.encode()
     try:
@@ -129,7 +134,7 @@ def _plain(value: Any) -> int | str:
     return int(value) if isinstance(value, np.integer | int) else str(value)
 
 
-def _titles(run: Run, contract: Contract, ids: Any) -> dict[Any, str]:
+def titles_of(run: Run, contract: Contract, ids: Any) -> dict[Any, str]:
     """Titles of the given raw ids, as far as the data has them."""
     import pyarrow.parquet as pq
 

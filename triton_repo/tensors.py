@@ -179,9 +179,9 @@ def _warmup(io: ModelIO, batch_size: int) -> str:
     )
 
 
-def ensemble_body(io: ModelIO, version: int) -> str:
-    """One step, the fused one of the same version."""
+def ensemble_body(io: ModelIO, step: str, version: int) -> str:
+    """One step, a model of the same version."""
     maps = [f'   input_map {{ key: "{t.name}" value: "{t.name}" }}' for t in io.inputs]
     maps += [f'   output_map {{ key: "{t.name}" value: "{t.name}" }}' for t in io.outputs]
-    step = "\n".join((f'   model_name: "{FUSED}"', f"   model_version: {version}", *maps))
-    return f'platform: "ensemble"\nensemble_scheduling {{\n step [ {{\n{step}\n }} ]\n}}\n'
+    lines = "\n".join((f'   model_name: "{step}"', f"   model_version: {version}", *maps))
+    return f'platform: "ensemble"\nensemble_scheduling {{\n step [ {{\n{lines}\n }} ]\n}}\n'

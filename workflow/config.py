@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from workflow.errors import ConfigError
 from workflow.schema import first_problem
@@ -169,6 +169,58 @@ class ServingConfig(_Strict):
     exclude_watched: bool = True
 
 
+_Size = Annotated[int, Field(ge=1, le=200)]
+LAYOUTS: dict[str, tuple[int, int]] = {"tv": (40, 20), "web": (20, 12), "phone": (15, 10)}
+
+
+class Quotas(_Strict):
+    """Candidates of each source before ranking; what a source lacks, the two towers fill up."""
+
+    two_tower: int = Field(300, ge=1, le=2_000)
+    neighbours: int = Field(100, ge=0, le=1_000)
+    trending: int = Field(60, ge=0, le=1_000)
+    fresh: int = Field(40, ge=0, le=1_000)
+
+    @property
+    def total(self) -> int:
+        return self.two_tower + self.neighbours + self.trending + self.fresh
+
+
+class PageConfig(_Strict):
+    """The homepage: titled rows instead of one list.
+
+    `layouts` by device: rows and columns of one answer (scrolling asks for the next one). Those
+    given are added to LAYOUTS; a device without one gets that of `default_device`.
+    `diversity` orders the best `diversity_depth` videos: a strength of 0 is relevance alone.
+    `explore_slots`: places of New releases that a new video gets by chance.
+    `unknown_maturity`: what a viewer sees whose limit nobody knows.
+    """
+
+    layouts: dict[str, tuple[_Size, _Size]] = LAYOUTS
+    default_device: str = "web"
+    quotas: Quotas = Quotas()
+    because_rows: int = Field(3, ge=0, le=10)
+    min_row_videos: int = Field(4, ge=1)
+    diversity: Literal["mmr", "spectrum", "dpp", "none"] = "mmr"
+    diversity_strength: float = Field(0.3, ge=0, lt=1)
+    diversity_depth: int = Field(150, ge=1, le=2_000)
+    explore_slots: int = Field(2, ge=0, le=10)
+    fresh_days: int = Field(30, ge=1)
+    trending_half_life_days: float = Field(3.0, gt=0)
+    unknown_maturity: Literal["mildest", "any"] = "mildest"
+
+    @field_validator("layouts", mode="before")
+    @classmethod
+    def _with_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {**LAYOUTS, **given}
+
+    @model_validator(mode="after")
+    def _has_default(self) -> PageConfig:
+        if self.default_device not in self.layouts:
+            raise ValueError(f"default_device {self.default_device}: it has no layout")
+        return self
+
+
 class EvaluationConfig(_Strict):
     """How thoroughly `marquee evaluate` measures."""
 
@@ -219,6 +271,7 @@ class Config(_Strict):
     ranker: RankerConfig = RankerConfig()
     index: IndexConfig = IndexConfig()
     serving: ServingConfig = ServingConfig()
+    page: PageConfig = PageConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sim: SimConfig = SimConfig()
     kuairand: KuaiRandConfig = KuaiRandConfig()

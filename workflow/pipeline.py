@@ -97,8 +97,8 @@ STAGES = (
     ),
     Stage(
         "export", "Export", ("index", "train_ranker"),
-        lambda job: [job.config.serving, sorted(SERVING_CODE.rglob("*.py"))], _export,
-        lambda run: run.repository,
+        lambda job: [job.config.serving, job.config.page, sorted(SERVING_CODE.rglob("*.py"))],
+        _export, lambda run: run.repository,
     ),
 )  # fmt: skip
 

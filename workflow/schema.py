@@ -14,52 +14,21 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from workflow.errors import ContractError
-
-Role = Literal[
-    "user_id",  # raw id of the user
-    "video_id",  # raw id of the video
-    "timestamp",  # when the event happened
-    "label",  # the ranker's yes/no target: click, like, rating above a threshold
-    "watch_s",  # seconds watched, the ranker's second target
-    "propensity",  # probability with which the logging policy showed the video
-    "context",  # known at request time: device, country, ...
-    "user_feature",
-    "video_feature",
-    "duration_s",  # seconds a video lasts: a video feature that watch times are compared by
-    "title",  # shown to people, never a model input
-    "publish_time",  # when the video appeared; gives the video's age at request time
-    "ignore",  # kept in the contract, not read
-]
-Kind = Literal["categorical", "continuous", "multi_hot"]
-Dtype = Literal["int64", "float32", "string"]
-TableName = Literal["events", "users", "videos"]
-TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
-
-TABLE_ROLES: dict[TableName, set[str]] = {
-    "events": {
-        "user_id", "video_id", "timestamp", "label", "watch_s", "propensity", "context", "ignore",
-    },
-    "users": {"user_id", "user_feature", "ignore"},
-    "videos": {"video_id", "video_feature", "duration_s", "title", "publish_time", "ignore"},
-}  # fmt: skip
-REQUIRED_ROLES: dict[TableName, tuple[str, ...]] = {
-    "events": ("user_id", "video_id", "timestamp"),
-    "users": ("user_id",),
-    "videos": ("video_id",),
-}
-FEATURE_ROLES = ("context", "user_feature", "video_feature", "duration_s")
-# Roles that have a fixed column name in the validated tables; no other column may take it.
-FIXED_NAME_ROLES = {
-    "user_id", "video_id", "timestamp", "label", "watch_s", "propensity", "title", "publish_time",
-}  # fmt: skip
-# Columns that Marquee derives; a contract column may not take these names.
-RESERVED_NAMES = {
-    "user_row", "video_row", "user_index", "video_index", "history", "session_history",
-    "long_history", "long_history_label", "video_lift_7d", "video_lift_30d", "hour",
-    "weekday", "video_age_days", "user_event_count", "user_label_rate", "video_event_count",
-    "video_label_rate", "history_end", "session_start", "watched", "split", "top_k", "status",
-    "score", "time", "raw_duration_s",
-}  # fmt: skip
+from workflow.roles import (
+    FEATURE_ROLES,
+    FIXED_NAME_ROLES,
+    REQUIRED_ROLES,
+    RESERVED_NAMES,
+    TABLE_ROLES,
+    TAG_TABLES,
+    TIME_ROLES,
+    Dtype,
+    Kind,
+    Role,
+    TableName,
+    Tag,
+    TimeUnit,
+)
 
 
 class _Strict(BaseModel):
@@ -71,7 +40,8 @@ class Column(_Strict):
 
     `source` is the column's name in the file (default: `name`). A continuous column may be
     logged (`log = true`); a multi-hot column in a CSV file is split at `separator`; a timestamp
-    has a `unit`; a numeric label becomes yes/no with `positive_at_least`.
+    has a `unit`; a numeric label becomes yes/no with `positive_at_least`. `tags` say what the page
+    does with the column.
     """
 
     name: str = Field(min_length=1)
@@ -83,6 +53,7 @@ class Column(_Strict):
     separator: str | None = None
     unit: TimeUnit | None = None
     positive_at_least: float | None = None
+    tags: tuple[Tag, ...] = ()
 
     @property
     def source_name(self) -> str:
@@ -94,16 +65,17 @@ class Column(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Column:
-        for is_wrong, problem in [*self._kind_rules(), *self._dtype_rules(), *self._name_rules()]:
+        rules = (self._kind_rules, self._dtype_rules, self._name_rules, self._tag_rules)
+        for is_wrong, problem in (found for rule in rules for found in rule()):
             if is_wrong:
                 raise ValueError(f"column {self.name}: {problem}")
         return self
 
     def _kind_rules(self) -> list[tuple[bool, str]]:
-        is_time = self.role in ("timestamp", "publish_time")
+        is_time, has_kind = self.role in TIME_ROLES, self.is_feature or self.role == "page"
         return [
-            (self.is_feature and self.kind is None, f"a {self.role} needs a kind"),
-            (not self.is_feature and self.kind is not None, "only features have a kind"),
+            (has_kind and self.kind is None, f"a {self.role} needs a kind"),
+            (not has_kind and self.kind is not None, "only features have a kind"),
             (
                 self.role == "context" and self.kind != "categorical",
                 "context columns are categorical",
@@ -113,7 +85,7 @@ class Column(_Strict):
         ]
 
     def _dtype_rules(self) -> list[tuple[bool, str]]:
-        is_time = self.role in ("timestamp", "publish_time")
+        is_time = self.role in TIME_ROLES
         time_dtype = "string" if self.unit == "iso" else "int64"
         is_number = self.role in ("label", "watch_s", "propensity")
         is_string, is_float = self.dtype == "string", self.dtype == "float32"
@@ -122,6 +94,7 @@ class Column(_Strict):
             (self.kind == "multi_hot" and is_float, "a multi-hot column is int64 or string"),
             (self.role in ("user_id", "video_id") and is_float, "an id is int64 or string"),
             (is_number and is_string, f"a {self.role} is int64 or float32"),
+            (self.role == "withdrawn" and self.dtype != "int64", "withdrawn is int64, 0 or 1"),
             (
                 is_time and self.dtype != time_dtype,
                 f"with unit {self.unit} its dtype is {time_dtype}",
@@ -144,6 +117,17 @@ class Column(_Strict):
             ),
         ]
         return rules if self.role != "ignore" else []
+
+    def _tag_rules(self) -> list[tuple[bool, str]]:
+        kinds = ("categorical", "multi_hot")
+        return [
+            (self.role == "page" and not self.tags, "the page needs a tag to know what it is for"),
+            (bool(self.tags) and self.role not in (*FEATURE_ROLES, "page"), "only features and"
+             " columns of the role page have tags"),
+            (bool(self.tags) and self.kind not in kinds, "a tagged column is categorical or"
+             " multi-hot"),
+            ("maturity" in self.tags and self.kind != "categorical", "a rating is categorical"),
+        ]  # fmt: skip
 
 
 class Table(_Strict):
@@ -176,17 +160,22 @@ class Table(_Strict):
         found = self.of_role(role)
         return found[0] if found else None
 
+    def tagged(self, tag: Tag) -> tuple[Column, ...]:
+        return tuple(column for column in self.columns if tag in column.tags)
+
 
 class Contract(_Strict):
     """A whole dataset.
 
     `watched` says which events count as watches (retrieval targets and history): "all" events,
-    or those whose "label" is positive.
+    or those whose "label" is positive. `ratings` lists maturity ratings that are text, mildest
+    first; those that are numbers order themselves.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     title: str = ""
     watched: Literal["all", "label"] = "label"
+    ratings: tuple[str, ...] = ()
     events: Table
     users: Table | None = None
     videos: Table | None = None
@@ -195,11 +184,13 @@ class Contract(_Strict):
     def _consistent(self) -> Contract:
         for name, table in self.tables().items():
             _check_table(name, table)
+            _check_tags(name, table)
         if self.watched == "label" and self.events.one("label") is None:
             raise ValueError('watched = "label" needs an events column with the role label')
         _check_names([c for table in self.tables().values() for c in table.columns])
         _check_id_dtypes(self.events, "user_id", self.users)
         _check_id_dtypes(self.events, "video_id", self.videos)
+        _check_ratings(self.tables(), self.ratings)
         return self
 
     def tables(self) -> dict[TableName, Table]:
@@ -221,6 +212,11 @@ class Contract(_Strict):
         roles = (role, "duration_s") if role == "video_feature" else (role,)
         columns = (c for table in self.tables().values() for c in table.columns)
         return tuple(column for column in columns if column.role in roles)
+
+    def tagged(self, table: TableName, tag: Tag) -> Column | None:
+        """The column of a table that the page knows by `tag` (of several rows, the first)."""
+        found = self.tables()[table].tagged(tag) if table in self.tables() else ()
+        return found[0] if found else None
 
     @property
     def duration(self) -> Column | None:
@@ -253,12 +249,36 @@ def _check_table(name: TableName, table: Table) -> None:
     for role in REQUIRED_ROLES[name]:
         if len(table.of_role(role)) != 1:
             raise ValueError(f"table {name}: exactly one column must have the role {role}")
-    for role in ("label", "watch_s", "propensity", "duration_s", "title", "publish_time"):
+    for role in sorted((FIXED_NAME_ROLES - {"user_id", "video_id", "timestamp"}) | {"duration_s"}):
         if len(table.of_role(role)) > 1:
             raise ValueError(f"table {name}: at most one column may have the role {role}")
     for column in table.columns:
         if column.role not in TABLE_ROLES[name]:
             raise ValueError(f"table {name}, column {column.name}: no role {column.role} here")
+
+
+def _check_tags(name: TableName, table: Table) -> None:
+    for tag, tables in TAG_TABLES.items():
+        found = [column for column in table.columns if tag in column.tags]
+        if found and name not in tables:
+            raise ValueError(f"table {name}, column {found[0].name}: no tag {tag} here")
+        if len(found) > 1 and tag != "row":
+            raise ValueError(f"table {name}: at most one column may have the tag {tag}")
+        if found and tag == "country" and name == "users" and found[0].kind == "multi_hot":
+            raise ValueError(f"table users, column {found[0].name}: a user is in one country")
+
+
+def _check_ratings(tables: dict[TableName, Table], ratings: tuple[str, ...]) -> None:
+    """All maturity columns on one scale."""
+    columns = [column for table in tables.values() for column in table.tagged("maturity")]
+    for column in columns:
+        if column.dtype == "float32" or column.dtype != columns[0].dtype:
+            raise ValueError(f"column {column.name}: ratings are all int64 or all string")
+    is_text = any(column.dtype == "string" for column in columns)
+    if is_text != bool(ratings) or len(set(ratings)) != len(ratings):
+        raise ValueError(
+            "ratings: list each text rating of the maturity columns once, and no other"
+        )
 
 
 def _check_names(columns: list[Column]) -> None:

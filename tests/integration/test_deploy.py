@@ -30,6 +30,7 @@ from triton_repo.client import Client
 from triton_repo.control import ModelControl
 from triton_repo.deploy import deploy, rollback
 from triton_repo.deployment import Deployment, Pointer
+from triton_repo.page_tensors import FUSED_PAGE, PAGE, PAGE_STAGE
 from triton_repo.ports import free_ports
 from triton_repo.server import running_process
 from triton_repo.tensors import ENSEMBLE, EVENTS, FUSED, STAGES
@@ -192,8 +193,9 @@ def test_swaps_under_load(marquee: Any, bundles: Bundles, place: Deployment) -> 
         assert rollback(place, None, OUTPUT)["live"] == 3
         load.wait_for(3)
         with control_of(place) as control:
-            own = {f"{model}_3" for model in (ENSEMBLE, FUSED, *STAGES, EVENTS)}
-            assert control.loaded() == dict.fromkeys(own | {"marquee", "events"}, 3)
+            models = (ENSEMBLE, FUSED, *STAGES, EVENTS, PAGE, FUSED_PAGE, PAGE_STAGE)
+            own = {f"{model}_3" for model in models}
+            assert control.loaded() == dict.fromkeys(own | {"marquee", "events", "page"}, 3)
         deadline = time.monotonic() + 30
         while not stubs_are_of(endpoint["pid"], {3}):  # the old stages ended
             assert time.monotonic() < deadline

@@ -104,7 +104,8 @@ def test_ensemble_config(case: Any) -> None:
     """One step, which takes and gives just what the ensemble does."""
     _, _, tensors = case
     assert tensors[FUSED] == tensors[ENSEMBLE]
-    text = render_config(ENSEMBLE, tensors[ENSEMBLE], 32, 3, ensemble_body(tensors[ENSEMBLE], 3))
+    body = ensemble_body(tensors[ENSEMBLE], FUSED, 3)
+    text = render_config(ENSEMBLE, tensors[ENSEMBLE], 32, 3, body)
     assert text.startswith('name: "marquee"\nmax_batch_size: 32\n')
     assert re.findall(r'model_name: "(\w+)"', text) == [FUSED]
     assert text.count("model_version: 3") == 1  # never "latest"

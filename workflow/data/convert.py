@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from workflow.data.times import to_microseconds
 from workflow.data.values import Place, numbers, wrong_type
 from workflow.errors import ContractError
+from workflow.roles import TIME_ROLES
 from workflow.schema import Column
 
 
@@ -26,7 +27,7 @@ def convert(raw: pa.Array, column: Column, place: Place) -> pa.Array:
         DataError: a value cannot be converted, is infinite or is an implausible time.
     """
     array = _simple(raw)
-    if column.role in ("timestamp", "publish_time"):
+    if column.role in TIME_ROLES:
         return to_microseconds(array, column, place)
     if column.kind == "multi_hot":
         return _lists(array, column, place)

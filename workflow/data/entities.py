@@ -92,23 +92,29 @@ def complete(table: pa.Table | None, ids: IdTable, id_name: str) -> pa.Table:
 
 
 def canonical_videos(videos: pa.Table, contract: Contract) -> pa.Table:
-    """video_id, title (always), publish_time in seconds (if declared), then the features."""
+    """video_id, title (always), times in seconds, withdrawn, then features and page columns."""
     table = contract.videos
     title = table.one("title") if table else None
-    publish = table.one("publish_time") if table else None
     nothing = pa.nulls(videos.num_rows, pa.string())
     columns = {
         "video_id": videos["video_id"],
         "title": videos[title.name] if title else nothing,
     }
-    if publish:
-        values = videos[publish.name].combine_chunks()
-        missing = values.is_null().to_numpy(zero_copy_only=False)
-        seconds = values.fill_null(0).to_numpy() // 10**6
-        columns["publish_time"] = pa.array(seconds.astype(np.int64), mask=missing)
-    for column in contract.features("video_feature"):
+    for role in ("publish_time", "available_from", "available_until"):
+        if column := table.one(role) if table else None:
+            columns[role] = _seconds(videos[column.name].combine_chunks())
+    if column := table.one("withdrawn") if table else None:
+        columns["withdrawn"] = videos[column.name]
+    page = table.of_role("page") if table else ()
+    for column in (*contract.features("video_feature"), *page):
         columns[column.name] = videos[column.name]
     return pa.table(columns)
+
+
+def _seconds(micros: pa.Array) -> pa.Array:
+    missing = micros.is_null().to_numpy(zero_copy_only=False)
+    seconds = micros.fill_null(0).to_numpy() // 10**6
+    return pa.array(seconds.astype(np.int64), mask=missing)
 
 
 def _extended(values: pa.Array, added: int) -> pa.Array:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from workflow.errors import MarqueeError
+from workflow.roles import TIME_ROLES
 from workflow.schema import Column, Contract
 
 WHOLE_TABLE = "*"
@@ -80,7 +81,7 @@ class ColumnReport:
         return "; ".join(parts + ([self.warning] if self.warning else []))
 
     def _shown(self, value: Any) -> str:
-        if self.role in ("timestamp", "publish_time") and value is not None:
+        if self.role in TIME_ROLES and value is not None:
             return str(np.datetime64(int(value), "us").astype("datetime64[s]")).replace("T", " ")
         if isinstance(value, list):
             return " | ".join(str(element) for element in value)

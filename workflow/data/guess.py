@@ -12,7 +12,7 @@ import pyarrow as pa
 from workflow.data.sniff import Sample
 from workflow.data.times import plausible_unit
 from workflow.data.values import NULL_WORDS
-from workflow.schema import FIXED_NAME_ROLES, RESERVED_NAMES
+from workflow.roles import FIXED_NAME_ROLES, RESERVED_NAMES
 
 USER_IDS = (
     "user_id userid user uid member_id customer_id viewer_id account_id profile_id visitor_id"

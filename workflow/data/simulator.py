@@ -47,7 +47,7 @@ __all__ = ["Context", "Truth", "simulate"]
 CLICK_RATE = 0.20
 EVENTS_PER_BLOCK = 65_536
 EVENTS_PER_FILE = 2_000_000
-_COUNTS, _LEVEL, _BLOCK = 4, 5, 6  # random streams; the world uses 0 to 3
+_COUNTS, _LEVEL, _BLOCK = 4, 5, 6  # random streams; the world uses 0 to 3 and 7
 
 
 def simulate(

@@ -21,6 +21,7 @@ from workflow.data.simulator_titles import make_titles
 DAY = 86_400
 LOG_END = 1_769_817_600  # 2026-01-31T00:00:00Z: fixed, so that a dataset never depends on today
 DIMENSIONS = 24
+LEAVING = 7  # random stream of `_departures`; simulator.py has the others
 
 COUNTRIES = ("US", "IN", "BR", "DE", "JP", "FR", "MX", "GB")
 COUNTRY_SHARE = np.array([0.30, 0.20, 0.14, 0.09, 0.08, 0.07, 0.07, 0.05])
@@ -254,7 +255,23 @@ def visible_videos(videos: Videos, seed: int) -> pa.Table:
             np.broadcast_to(np.arange(len(COUNTRIES)), videos.available.shape),
             videos.available,
         ),
+        **_departures(generator(seed, LEAVING), videos.publish_time),
     })  # fmt: skip
+
+
+def _departures(rng: np.random.Generator, published: Array) -> dict[str, Any]:
+    """What leaves the service after the log's end, so that no logged page knows of it.
+
+    A tenth of the videos have a licence that ends within 90 days; 2% are withdrawn at the end.
+    """
+    count = len(published)
+    ends = LOG_END + rng.integers(1, 90, count) * DAY
+    is_licensed, is_withdrawn = rng.random(count) < 0.1, rng.random(count) < 0.02
+    return {
+        "available_from": pa.array(published, mask=~is_licensed),
+        "available_until": pa.array(ends, mask=~is_licensed),
+        "withdrawn": is_withdrawn.astype(np.int64),
+    }
 
 
 def _labels(names: tuple[str, ...], codes: Array) -> pa.Array:

@@ -19,6 +19,8 @@ DAY_S = 86_400
 _YEAR_S = 31_556_952
 EARLIEST_EVENT_S = 631_152_000  # 1990-01-01
 EARLIEST_PUBLISH_S = -2_840_140_800  # 1880-01-01: a catalogue may hold old films
+LATEST_WINDOW_S = 253_402_300_799  # the end of 9999: some catalogues write so for "for ever"
+_WINDOW_ROLES = ("available_from", "available_until")
 
 
 def to_microseconds(array: pa.Array, column: Column, place: Place) -> pa.Array:
@@ -28,8 +30,8 @@ def to_microseconds(array: pa.Array, column: Column, place: Place) -> pa.Array:
 
     Raises:
         ContractError: neither numbers, text nor timestamps, as the unit asks for.
-        DataError: a value is no time, lies in the future (more than a day from now) or before
-            1990 (publish times: before 1880).
+        DataError: a value is no time, lies in the future (more than a day from now; a window may)
+            or before 1990 (events) or 1880 (videos).
     """
     unit = column.unit or "s"
     kind = array.type
@@ -76,10 +78,10 @@ def _checked(
     missing = pc.is_null(array).to_numpy(zero_copy_only=False)
     raw = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
     seconds = raw.astype(np.float64) / per_second
-    now = time.time()
+    latest = LATEST_WINDOW_S if column.role in _WINDOW_ROLES else time.time() + DAY_S
     earliest = EARLIEST_EVENT_S if column.role == "timestamp" else EARLIEST_PUBLISH_S
-    bad = ~missing & ~((seconds >= earliest) & (seconds <= now + DAY_S))
-    if column.role == "publish_time" and _all_in_early_1970(seconds[~missing]):
+    bad = ~missing & ~((seconds >= earliest) & (seconds <= latest))
+    if column.role != "timestamp" and _all_in_early_1970(seconds[~missing]):
         bad = ~missing  # seconds read as milliseconds: every date falls into January 1970
     if bad.any():
         index = int(np.argmax(bad))
@@ -115,7 +117,7 @@ def _implausible(
     value = f" {raw:.15g}" if unit else ""
     return DataError(
         f"{place}: time{value} is {'in the future' if future else 'too early'}",
-        expected=f"a time from {since} until now",
+        expected=f"a time from {since} until {'9999' if column.role in _WINDOW_ROLES else 'now'}",
         found=found,
         next_step=next_step,
     )

@@ -1,0 +1,397 @@
+"""The page stage on planted catalogues: which rows there are, what is in them, and why."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.pages import DAY, NOW, VERSION, Catalogue, load
+
+NEAR, TREND, NEW = 2, 4, 8
+UNFINISHED, LIKED = 1, 2
+
+
+def page_of(stage: Any, inputs: dict[str, Any]) -> Any:
+    return stage.run(inputs)["page"][0, 0]
+
+
+def rows_of(page: Any) -> dict[str, list[int]]:
+    """Title -> rows of its videos; rows of one title one after the other."""
+    rows: dict[str, list[int]] = {}
+    start = 0
+    for title, size in zip(page.titles, page.sizes, strict=True):
+        rows.setdefault(title.decode(), []).extend(page.rows[start : start + size].tolist())
+        start += size
+    return rows
+
+
+# --- rows ----------------------------------------------------------------------------------------
+def test_a_page_with_every_kind_of_row(tmp_path: Path) -> None:
+    catalogue = Catalogue(
+        settings={"layouts": {"web": [9, 3]}, "diversity": "none", "groups": ["Drama", "News"]}
+    )
+    catalogue.watches[1] = [(50, LIKED), (51, UNFINISHED | LIKED), (52, LIKED), (53, UNFINISHED)]
+    catalogue.allowed[:, 2] = True
+    catalogue.country[1] = 3
+    catalogue.country_table[3] = 1
+    catalogue.popular = np.array([[30, 31, 32, 33, 34, 35], [40, 41, 42, 0, 0, 0]], np.int32)
+    rows = np.arange(1, 22)
+    source = np.ones(21, int)
+    source[3:6] = NEAR | 1 << 8  # of the latest liked watch
+    source[6:9] = NEAR | 1 << 9
+    source[9:12] = TREND
+    source[12:15] = NEW
+    catalogue.group[16:19, 0] = 2  # rows 16, 17, 18 are News
+    page = page_of(catalogue.stage(tmp_path), catalogue.inputs(1, rows, source=source))
+    assert rows_of(page) == {
+        "Continue watching": [53, 51],
+        "Top picks": [1, 2, 3],
+        "Because you watched Video 52": [4, 5, 6],
+        "Because you watched Video 51": [7, 8, 9],
+        "Trending now in US": [10, 11, 12],
+        "New releases": [13, 14, 15],
+        "News": [16, 17, 18],
+        "More for you": [19, 20, 21],
+        "Popular in US": [40, 41, 42],
+    }
+    assert page.kinds == [
+        b"continue", b"top", b"because", b"because", b"trending", b"new", b"genre", b"more",
+        b"popular",
+    ]  # fmt: skip
+    assert page.status == 0
+    assert page.sources[:2].tolist() == [32, 32] and set(page.sources[-3:].tolist()) == {16}
+    np.testing.assert_array_equal(page.scores[2:5], np.linspace(1, 0, 21, dtype=np.float32)[:3])
+    assert np.isnan(page.scores[[0, -1]]).all()
+    assert (page.propensities == 1).all()
+
+
+def test_popular_everywhere_comes_after_popular_in_the_country(tmp_path: Path) -> None:
+    catalogue = Catalogue(settings={"layouts": {"web": [4, 3]}})
+    catalogue.country[1], catalogue.country_table[3] = 3, 1
+    catalogue.popular = np.array([[1, 2, 3, 4, 5, 6], [6, 5, 4, 0, 0, 0]], np.int32)
+    page = page_of(catalogue.stage(tmp_path), catalogue.inputs(1))
+    assert rows_of(page) == {"Popular in US": [6, 5, 4], "Popular": [1, 2, 3]}
+    assert page.status == 3  # fewer rows than the layout
+
+
+def test_the_row_that_adds_most_comes_first(tmp_path: Path) -> None:
+    """A genre whose videos the page shows already loses to one of lesser videos."""
+    catalogue = Catalogue(
+        num_groups=3,
+        settings={"layouts": {"web": [4, 4]}, "diversity": "none", "diversity_strength": 0.0},
+    )
+    catalogue.group[1:7, 0] = 1  # the top picks and two more
+    catalogue.group[8:12, 0] = 2
+    catalogue.group[12:16, 0] = 3
+    page = page_of(catalogue.stage(tmp_path), catalogue.inputs(0, np.arange(1, 16)))
+    assert list(rows_of(page)) == ["Top picks", "Genre 1", "Genre 2", "Genre 0"]
+
+
+def test_a_row_like_those_above_comes_later(tmp_path: Path) -> None:
+    catalogue = Catalogue(
+        num_groups=3,
+        settings={"layouts": {"web": [4, 4]}, "diversity": "none", "diversity_strength": 0.9},
+    )
+    for group, (start, axis) in enumerate([(5, 0), (9, 0), (13, 1)], 1):
+        catalogue.group[start : start + 4, 0] = group
+        catalogue.diversity_vector[start : start + 4] = np.eye(16)[axis]
+    page = page_of(catalogue.stage(tmp_path), catalogue.inputs(0, np.arange(1, 17)))
+    assert list(rows_of(page)) == ["Top picks", "Genre 0", "Genre 2", "Genre 1"]
+
+
+def test_twins_do_not_stand_side_by_side(tmp_path: Path) -> None:
+    catalogue = Catalogue(settings={"layouts": {"web": [1, 5]}, "diversity_strength": 0.6})
+    catalogue.diversity_vector[2] = catalogue.diversity_vector[1]
+    rows = np.arange(1, 11)
+    page = page_of(catalogue.stage(tmp_path), catalogue.inputs(0, rows, score=-0.01 * rows))
+    assert page.rows[0] == 1 and 2 not in page.rows
+
+
+@pytest.mark.parametrize(
+    ("device", "size"), [("tv", (6, 5)), ("web", (4, 4)), ("fridge", (4, 4)), (None, (4, 4))]
+)
+def test_the_layout_follows_the_device(
+    tmp_path: Path, device: str | None, size: tuple[int, int]
+) -> None:
+    catalogue = Catalogue(num_videos=200)
+    inputs = catalogue.inputs(0, np.arange(1, 51), device=device)
+    page = page_of(catalogue.stage(tmp_path), inputs)
+    assert (len(page.sizes), set(page.sizes)) == (size[0], {size[1]})
+
+
+def test_a_row_with_too_few_videos_is_left_out(tmp_path: Path) -> None:
+    catalogue = Catalogue(settings={"min_row_videos": 4, "diversity": "none"})
+    catalogue.group[5:8, 0], catalogue.group[8:12, 0] = 1, 2
+    catalogue.popular[:] = 0
+    page = page_of(catalogue.stage(tmp_path), catalogue.inputs(0, np.arange(1, 15)))
+    # Genre 0 has three, and of the three that remain no row is made either.
+    assert list(rows_of(page)) == ["Top picks", "Genre 1", "More for you"]
+    assert rows_of(page)["More for you"] == [5, 6, 7, 12]
+
+
+# --- statuses and refusals -----------------------------------------------------------------------
+def test_nothing_left_after_the_rules_is_said(tmp_path: Path) -> None:
+    catalogue = Catalogue()
+    catalogue.until[:] = NOW
+    page = page_of(catalogue.stage(tmp_path), catalogue.inputs(0, np.arange(1, 20), status=1))
+    assert (page.status, page.sizes, page.cursor, len(page.rows)) == (5, [], b"", 0)
+
+
+@pytest.mark.parametrize("status", [1, 2, 4])
+def test_what_is_known_of_the_user_goes_on(tmp_path: Path, status: int) -> None:
+    catalogue = Catalogue()
+    inputs = catalogue.inputs(0, np.arange(1, 50), status=status)
+    assert page_of(catalogue.stage(tmp_path), inputs).status == status
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("user_row", 99, "user_row or watched_until is outside"),
+        ("watched_until", 1, "user_row or watched_until is outside"),
+        ("online_row", 61, "online_row is outside"),
+        ("candidate_row", -1, "candidate_row is outside"),
+        ("cursor", b"no", "cursor is not one of this server"),
+    ],
+)
+def test_bad_requests_are_refused_alone(
+    tmp_path: Path, name: str, value: Any, message: str
+) -> None:
+    catalogue = Catalogue()
+    stage = catalogue.stage(tmp_path)
+    good = catalogue.inputs(0, np.arange(1, 30), cursor="")
+    bad = {k: v if v is None else v.copy() for k, v in good.items()}
+    bad[name][0, 0] = value
+    both = {k: None if v is None else np.concatenate([v, bad[k]]) for k, v in good.items()}
+    refused = stage.check(both, [1, 1])
+    assert list(refused) == [1] and message in refused[1]
+    answer = stage.run(both)  # the other one is answered as if alone
+    assert answer["page"][0, 0].plain() == page_of(stage, good).plain()
+
+
+# --- stability -----------------------------------------------------------------------------------
+def test_the_page_does_not_depend_on_the_batch(tmp_path: Path) -> None:
+    catalogue = Catalogue.random(4, 300, explore_slots=2)
+    stage = catalogue.stage(tmp_path)
+    rng = np.random.default_rng(0)
+    requests = [catalogue.inputs(u, rng.integers(0, 301, 60)) for u in range(12)]
+    joined = {
+        name: None if value is None else np.concatenate([one[name] for one in requests])
+        for name, value in requests[0].items()
+    }
+    together = stage.run(joined)["page"][:, 0]
+    assert [p.plain() for p in together] == [page_of(stage, one).plain() for one in requests]
+
+
+def test_a_new_video_that_nobody_shows_changes_nothing(tmp_path: Path) -> None:
+    catalogue = Catalogue(num_videos=300)
+    stage = catalogue.stage(tmp_path)
+    before = page_of(stage, catalogue.inputs(0, np.arange(1, 101)))
+    after = page_of(stage, catalogue.inputs(0, np.arange(1, 102)))
+    assert (before.rows == after.rows).mean() > 0.9
+
+
+# --- scrolling -----------------------------------------------------------------------------------
+def test_scrolling_shows_everything_once(tmp_path: Path) -> None:
+    catalogue = Catalogue(num_videos=100)
+    stage = catalogue.stage(tmp_path)
+    cursor, seen, pages = None, list[int](), 0
+    while cursor is None or cursor:
+        inputs = catalogue.inputs(0, np.arange(1, 41), cursor=cursor)
+        page = page_of(stage, inputs)
+        seen += page.rows.tolist()
+        cursor, pages = page.cursor.decode(), pages + 1
+    assert Counter(seen) == Counter(range(1, 101))
+    assert pages == 7  # of 16 videos; the last one has the 4 that are left
+
+
+def test_what_was_watched_while_scrolling_does_not_repeat(tmp_path: Path) -> None:
+    catalogue = Catalogue(num_videos=100)
+    stage = catalogue.stage(tmp_path)
+    first = page_of(stage, catalogue.inputs(0, np.arange(1, 41)))
+    inputs = catalogue.inputs(0, np.arange(1, 41), cursor=first.cursor.decode(), online=[33, 60])
+    second = page_of(stage, inputs)
+    assert not {33, 60, *first.rows.tolist()} & set(second.rows.tolist())
+    assert not set(second.kinds) & {b"continue", b"top", b"because"}
+
+
+def test_a_cursor_of_another_bundle_begins_anew(tmp_path: Path) -> None:
+    catalogue = Catalogue(num_videos=100)
+    stage = catalogue.stage(tmp_path)
+    cursor = load("cursor").encode(VERSION + 1, 0, np.array([1, 2])).decode()
+    page = page_of(stage, catalogue.inputs(0, np.arange(1, 41), cursor=cursor))
+    assert page.status == 6 and page.kinds[0] == b"top" and 1 in page.rows
+
+
+# --- sources -------------------------------------------------------------------------------------
+def gathered(
+    catalogue: Catalogue, stage: Any, user: int, found: Any, **more: Any
+) -> dict[str, Any]:
+    inputs = catalogue.inputs(user, found, **more)
+    vector = catalogue.rng.normal(size=12).astype(np.float32)
+    score = catalogue.candidate_vector[found] @ vector
+    inputs |= {"query_vector": vector[None], "candidate_score": score[None]}
+    del inputs["ranker_score"], inputs["candidate_source"]
+    got = stage.gather(inputs)
+    rows = got["candidate_row"][0]
+    np.testing.assert_allclose(
+        got["candidate_score"][0][rows > 0], catalogue.candidate_vector[rows[rows > 0]] @ vector,
+        rtol=1e-5,
+    )  # fmt: skip
+    return {
+        "rows": rows.tolist(),
+        "source": dict(zip(rows.tolist(), got["candidate_source"][0].tolist(), strict=True)),
+    }
+
+
+def test_sources_are_merged_with_quotas(tmp_path: Path) -> None:
+    quotas = {"two_tower": 4, "neighbours": 4, "trending": 2, "fresh": 2}
+    catalogue = Catalogue(settings={"quotas": quotas})
+    catalogue.watches[1] = [(59, LIKED), (60, LIKED), (58, 0)]  # 58 was no good
+    catalogue.neighbour[60] = [20, 21, 22, 1, 0]
+    catalogue.neighbour[59] = [59, 30, 31, 32, 20]
+    catalogue.trending[0, :4] = [2, 60, 40, 41]
+    catalogue.published[[50, 51, 52]] = NOW - np.array([2, 1, 40]) * DAY
+    got = gathered(catalogue, catalogue.stage(tmp_path), 1, np.arange(1, 13))
+    assert got["rows"] == [1, 2, 3, 4, 20, 21, 30, 31, 40, 51, 50, 5]
+    source = got["source"]
+    assert source[1] == 1 | NEAR | 1 << 8  # found twice; the quota of neighbours is used up
+    assert (source[2], source[3]) == (1 | TREND, 1)
+    assert (source[20], source[21], source[30]) == (
+        NEAR | 1 << 8 | 1 << 9, NEAR | 1 << 8, NEAR | 1 << 9,
+    )  # fmt: skip
+    assert (source[40], source[51], source[50]) == (TREND, NEW, NEW)
+
+
+def test_what_rules_leave_open_is_filled_up(tmp_path: Path) -> None:
+    """First from what retrieval found beyond its quota, then from what is popular."""
+    quotas = {"two_tower": 4, "neighbours": 0, "trending": 0, "fresh": 4}
+    catalogue = Catalogue(settings={"quotas": quotas})
+    catalogue.until[[1, 2, 3]] = 0
+    catalogue.popular = np.array([[3, 9, 4, 10, 11, 12]], np.int32)
+    got = gathered(catalogue, catalogue.stage(tmp_path), 1, np.arange(1, 9))
+    assert got["rows"] == [4, 5, 6, 7, 8, 9, 10, 11]
+    assert got["source"] == {4: 1, 5: 1, 6: 1, 7: 1, 8: 1, 9: 16, 10: 16, 11: 16}
+
+
+def test_a_small_catalogue_is_padded(tmp_path: Path) -> None:
+    catalogue = Catalogue(num_videos=3)
+    got = gathered(catalogue, catalogue.stage(tmp_path), 1, np.array([2, 1]), online=[3])
+    assert got["rows"] == [2, 1] + [0] * 48
+
+
+def test_gathering_leaves_no_trace(tmp_path: Path) -> None:
+    catalogue = Catalogue.random(8, 150)
+    stage = catalogue.stage(tmp_path)
+    first = gathered(catalogue, stage, 3, np.arange(1, 60))
+    for user in range(8):
+        gathered(catalogue, stage, user, catalogue.rng.permutation(150)[:60] + 1)
+    assert gathered(catalogue, stage, 3, np.arange(1, 60)) == first
+    assert not stage.sources.bits.any() and not stage.rules.hidden.any()
+
+
+# --- exploration ---------------------------------------------------------------------------------
+def explored(stage: Any, catalogue: Catalogue, user: int, time: int = NOW) -> Any:
+    source = np.where(np.arange(1, 41) > 20, NEW, 1)  # half of the candidates are new
+    return page_of(stage, catalogue.inputs(user, np.arange(1, 41), source=source, time=time))
+
+
+def test_new_videos_get_places_as_often_as_their_propensity_says(tmp_path: Path) -> None:
+    catalogue = Catalogue(
+        num_users=400,
+        settings={"layouts": {"web": [2, 6]}, "explore_slots": 2, "diversity": "none"},
+    )
+    stage = catalogue.stage(tmp_path)
+    expected, counts = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
+    pages = 0
+    for user in range(400):
+        for day in range(5):
+            page = explored(stage, catalogue, user, NOW + day * DAY)
+            assert page.titles == [b"Top picks", b"New releases"]
+            new = page.rows[6:]
+            drawn = np.flatnonzero(page.sources[6:] & 64)
+            assert drawn.tolist() == [1, 3]
+            assert new[[0, 2, 4, 5]].tolist() == [21, 22, 23, 24]  # the best ones keep their order
+            assert page.propensities[6:][drawn].tolist() == [np.float32(1 / 16), np.float32(1 / 15)]
+            assert (np.delete(page.propensities, 6 + drawn) == 1).all()
+            first, second = int(new[1]), int(new[3])
+            counts[1, first] += 1
+            counts[3, second] += 1
+            for row in set(range(25, 41)):
+                expected[1, row] += 1 / 16
+                if row != first:
+                    expected[3, row] += 1 / 15
+            pages += 1
+    assert set(counts) == set(expected)
+    chi2 = sum((counts[key] - expected[key]) ** 2 / expected[key] for key in expected)
+    assert chi2 < 70  # 30 degrees of freedom; the seed is fixed, so this is no matter of luck
+    assert pages == 2000
+
+
+def test_exploration_is_the_same_all_day(tmp_path: Path) -> None:
+    catalogue = Catalogue(settings={"layouts": {"web": [2, 6]}, "explore_slots": 2})
+    stage = catalogue.stage(tmp_path)
+    days = [explored(stage, catalogue, 1, NOW + hour * 3600) for hour in (0, 5, 23)]
+    assert len({tuple(page.rows.tolist()) for page in days}) == 1
+    others = {tuple(explored(stage, catalogue, 1, NOW + d * DAY).rows.tolist()) for d in range(9)}
+    assert len(others) > 5
+
+
+# --- records -------------------------------------------------------------------------------------
+def test_a_record_makes_the_same_page_again(tmp_path: Path) -> None:
+    catalogue = Catalogue.random(6, 300, explore_slots=2)
+    stage = catalogue.stage(tmp_path)
+    rng = np.random.default_rng(1)
+    module = load("record")
+    for user in range(15):
+        inputs = catalogue.inputs(
+            user, rng.integers(0, 301, 70), score=rng.normal(size=70), source=[1, 8] * 35,
+            online=[5, 9], device="tv", country="JP",
+        )  # fmt: skip
+        inputs["want_record"] = np.array([[1]], np.int32)
+        answer = stage.run(inputs)
+        text = answer["record"][0, 0]
+        version, request, page = module.decode(text)
+        assert version == VERSION and json.loads(text)["page"] == page
+        again = stage.replay(request)
+        assert again.plain() == page == answer["page"][0, 0].plain()
+        changed = request | {"ranker_score": request["ranker_score"][::-1]}
+        assert stage.replay(changed).plain() != page
+
+
+def test_without_being_asked_there_is_no_record(tmp_path: Path) -> None:
+    catalogue = Catalogue()
+    answer = catalogue.stage(tmp_path).run(catalogue.inputs(0, [1, 2, 3]))
+    assert answer["record"].tolist() == [[b""]]
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b'{"format": 2}', b"[1]", b'{"format": 1}'])
+def test_what_is_no_record_is_said(text: bytes) -> None:
+    with pytest.raises(ValueError, match="not a page's log record"):
+        load("record").decode(text)
+
+
+# --- tensors -------------------------------------------------------------------------------------
+def test_pages_as_tensors(tmp_path: Path) -> None:
+    catalogue = Catalogue(settings={"layouts": {"web": [2, 3]}, "diversity": "none"})
+    catalogue.popular[:] = 0
+    stage = catalogue.stage(tmp_path)
+    both = [catalogue.inputs(0, np.arange(1, 7)), catalogue.inputs(1, [9, 8, 7, 0, 0, 0])]
+    joined = {
+        name: None if value is None else np.concatenate([one[name] for one in both])
+        for name, value in both[0].items()
+    }
+    answer = stage.finish(stage.run(joined))
+    assert answer["row_title"].tolist() == [[b"Top picks", b"More for you"], [b"Top picks", b""]]
+    assert answer["row_size"].tolist() == [[3, 3], [3, 0]]
+    assert answer["video_id"].tolist() == [
+        [1001, 1002, 1003, 1004, 1005, 1006], [1009, 1008, 1007, -1, -1, -1],
+    ]  # fmt: skip
+    assert np.isnan(answer["score"][1, 3:]).all() and not np.isnan(answer["score"][0]).any()
+    assert answer["status"].tolist() == [[0], [3]]
+    assert answer["next_cursor"][0, 0] and not answer["next_cursor"][1, 0]

@@ -1,0 +1,51 @@
+"""What a user watched before the request, newest first.
+
+Files: watched_row.npy (all users' watches, by time), watched_start.npy (where each user's begin),
+watched_flag.npy (by watch: UNFINISHED, LIKED).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+UNFINISHED, LIKED = 1, 2
+RECENT = 50  # how far back unfinished videos and reasons for rows are looked for
+
+
+class Past(NamedTuple):
+    """Video rows; of `seeds` and `unfinished` lists, newest first, each video once."""
+
+    watched: Any
+    seeds: Any
+    unfinished: Any
+
+
+class History:
+    """Looks pasts up.
+
+    Args:
+        num_seeds: of how many watches neighbours are looked for.
+    """
+
+    def __init__(self, folder, open_array, num_seeds):
+        self.num_seeds = num_seeds
+        for name in ("watched_row", "watched_start", "watched_flag"):
+            setattr(self, name, open_array(folder / f"{name}.npy"))
+
+    def past(self, user_row, until, online):
+        """The Past of one user.
+
+        Args:
+            until: end of the user's watches in the bundle before the request.
+            online: int32, rows of what was watched since the export, oldest first.
+        """
+        first = int(self.watched_start[user_row])
+        recent = slice(max(first, until - RECENT), until)
+        rows, flags = self.watched_row[recent].tolist(), self.watched_flag[recent].tolist()
+        latest = dict.fromkeys(reversed(online.tolist()), LIKED)
+        for row, flag in zip(reversed(rows), reversed(flags), strict=True):
+            latest.setdefault(row, flag)
+        liked = [row for row, flag in latest.items() if flag & LIKED]
+        unfinished = [row for row, flag in latest.items() if flag & UNFINISHED]
+        watched = np.concatenate([self.watched_row[first:until], online])
+        return Past(watched, liked[: self.num_seeds], unfinished)

@@ -1,0 +1,129 @@
+"""Which rows a page has and what is in them, chosen stage by stage.
+
+All positions are into the page's candidates in their diverse order (diversity.py): position 0 is
+the best.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+HALF_LIFE = 50  # positions after which a video is worth half as much to a row
+# Rows with a reason of their own come before most rows by genre.
+PRIOR = {"because": 2.0, "trending": 2.0, "new": 2.0, "genre": 1.0}
+
+
+class Kind(NamedTuple):
+    """A row that the page may have: what it is, and of what (a video's row, a genre's number)."""
+
+    name: str
+    subject: int = 0
+
+
+class Row(NamedTuple):
+    """A row of the page: positions of its videos, best first."""
+
+    kind: Kind
+    positions: Any  # int64 [videos]
+
+
+class Board:
+    """The kinds of rows that compete, and which candidates belong to each.
+
+    Args:
+        kinds: [k] kinds.
+        member: bool [k, n], whether a candidate belongs to a kind.
+        vectors: float32 [n, dim], unit vectors.
+        strength: 0 to 1, how much a row that is like those above it loses.
+    """
+
+    def __init__(self, kinds, member, vectors, strength):
+        self.kinds, self.strength = kinds, strength
+        count = member.shape[1]
+        worth = np.exp2(np.arange(count, dtype=np.float32) / np.float32(-HALF_LIFE))
+        self.value = member * worth  # [k, n]
+        centre = self.value @ vectors
+        likeness = centre @ centre.T
+        length = np.sqrt(likeness.diagonal()) + np.float32(1e-9)
+        likeness /= length
+        likeness /= length[:, None]
+        self.likeness = list(likeness)
+        self.prior = np.array([PRIOR[kind.name] for kind in kinds], np.float32)
+        self.member, self.free = member, np.ones(count, bool)
+        self.weight = np.ones(count, np.float32)  # `free` as a factor
+
+    def take(self, positions):
+        """Mark candidates as shown; rows that could have shown them lose their worth."""
+        self.free[positions] = False
+        self.weight[positions] = 0
+
+    def free_of(self, kind, columns):
+        """The best `columns` members of a kind that are not shown yet."""
+        return (self.member[kind] & self.free).nonzero()[0][:columns]
+
+    def choose(self, wanted, columns, least, change=None):
+        """Up to `wanted` rows, each time the one that adds most to the page.
+
+        What a row adds is the worth of its videos that are not shown yet, times a prior of its
+        kind, less what it has in common with the rows above.
+
+        Args:
+            least: a row with fewer videos is left out.
+            change: (kind, positions) -> positions, what becomes of a row before it is placed.
+        """
+        rows, nearest = [], np.zeros(len(self.kinds), np.float32)
+        value, weight, member, free = self.value, self.weight, self.member, self.free
+        strength, prior = np.float32(self.strength), self.prior
+        while len(rows) < wanted and len(prior):
+            total = value @ weight
+            total *= prior * (1 - strength * nearest)
+            best = int(total.argmax())
+            if total[best] <= 0:
+                break
+            prior[best] = 0
+            positions = (member[best] & free).nonzero()[0][:columns]
+            if len(positions) < least:
+                continue
+            if change is not None:
+                positions = change(best, positions)
+            free[positions] = False
+            weight[positions] = 0
+            np.maximum(nearest, self.likeness[best], out=nearest)
+            rows.append(Row(self.kinds[best], positions))
+        return rows
+
+    def rest(self):
+        """Positions that no row shows, best first."""
+        return self.free.nonzero()[0]
+
+
+def chunks(values, wanted, columns, least):
+    """At most `wanted` parts of `columns`; a last one with fewer than `least` is left out."""
+    parts = [values[at : at + columns] for at in range(0, len(values), columns)][:wanted]
+    return [part for part in parts if len(part) >= least]
+
+
+def membership(source, groups, num_seeds, num_groups, bits):
+    """bool [num_seeds + 2 + num_groups, n]: neighbours of each seed, trending, fresh, each group.
+
+    Args:
+        source: int32 [n] bits; groups: int [n, width], 1-based, 0 = none.
+        bits: the module with the sources' bits.
+    """
+    count = len(source)
+    member = np.zeros((num_seeds + 2 + num_groups, count), bool)
+    places = (groups + np.int64(num_seeds + 1)) * count + np.arange(count)[:, None]
+    member.reshape(-1)[places] = True  # "none" is where the fresh ones go, below
+    asked = [1 << (bits.SEED + seed) for seed in range(num_seeds)] + [bits.TRENDING, bits.FRESH]
+    member[: len(asked)] = source & np.array(asked, np.int32)[:, None]
+    return member
+
+
+def kinds_of(seeds, num_groups) -> list[Any]:
+    """The kinds of `membership`, in its order."""
+    return [
+        *(Kind("because", row) for row in seeds),
+        Kind("trending"),
+        Kind("new"),
+        *(Kind("genre", group) for group in range(num_groups)),
+    ]
