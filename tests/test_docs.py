@@ -17,6 +17,7 @@ import pytest
 import typer.main
 
 from triton_repo.client import Status
+from triton_repo.page_tensors import context_inputs
 from triton_repo.tensors import ENSEMBLE, model_tensors
 from workflow.cli import app
 from workflow.config import CONFIG_FOLDER, Config, load_config
@@ -80,8 +81,10 @@ def test_verb_and_options_exist(words: list[str]) -> None:
         return
     verb = VERBS[words[0]]
     known = options(verb)
-    if words[0] == "recommend":
+    if words[0] in ("recommend", "page"):
         known |= {f"--{column.name}" for column in SIM.features("context")}
+    if words[0] == "page":
+        known |= {f"--{what}" for what in context_inputs(SIM)}
     used = {word.partition("=")[0] for word in words[1:] if word.startswith("-")}
     assert used <= known
     required = [p for p in verb.params if p.required]
