@@ -96,6 +96,10 @@ class QueryLists:
         width = self.probes.shape[1]
         # FAISS compares half precision numbers quickly only in whole groups of 16.
         index = _empty_ivf(_padded(self.probes, width + -width % GROUP if half else width), half)
+        for number, size in enumerate(np.bincount(self.assigned, minlength=index.nlist)):
+            # Room for exactly these, or growing lists would take up to twice the memory.
+            index.invlists.resize(number, int(size))
+            index.invlists.resize(number, 0)
         for part in _parts(len(vectors)):
             block = _padded(vectors[part], index.d)
             lists = np.ascontiguousarray(self.assigned[part])

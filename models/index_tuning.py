@@ -19,6 +19,7 @@ Int64 = npt.NDArray[np.int64]
 # Each about 1.4 times the one before: the next smaller one misses the target.
 EFFORTS = tuple(round(2 ** (step / 2)) for step in range(6, 25))
 TIMED_QUERIES = 200
+BLOCK = 1_000_000  # videos that exact search holds in memory at a time
 QUERIES_FILE = "queries.npz"  # of the index stage: `known` and `asked` of its Sample
 
 
@@ -71,8 +72,22 @@ def sample_queries(run: Run, config: Config) -> tuple[Vectors, Vectors]:
 def measure_exact(vectors: Vectors, known: Vectors, asked: Vectors, num_candidates: int) -> Sample:
     """The sample with what exact search finds."""
     faiss.omp_set_num_threads(1)
-    exact, exact_ms = timed_search(flat(vectors), asked, num_candidates)
+    exact, exact_ms = exact_search(vectors, asked, num_candidates)
     return Sample(known, asked, exact, exact_ms)
+
+
+def exact_search(vectors: Vectors, queries: Vectors, k: int) -> tuple[Int64, float]:
+    """`timed_search` of a flat index, block by block: vectors may be mapped and exceed memory."""
+    found = np.zeros((len(queries), 0), np.int64)
+    scores, total_ms = np.zeros(found.shape, np.float32), 0.0
+    for start in range(0, len(vectors), BLOCK):
+        block = flat(vectors[start : start + BLOCK])
+        total_ms += _search_ms(block, queries, min(k, block.ntotal))
+        more, positions = block.search(queries, min(k, block.ntotal))
+        scores, found = np.c_[scores, more], np.c_[found, positions + start]
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        scores, found = (np.take_along_axis(one, best, axis=1) for one in (scores, found))
+    return found, total_ms
 
 
 def tune(index: Any, kind: str, sample: Sample, target: float, started: float = 0.0) -> Tuned:
@@ -91,7 +106,7 @@ def tune(index: Any, kind: str, sample: Sample, target: float, started: float = 
         if recall >= target:
             break
     _, search_ms = timed_search(index, sample.asked[:TIMED_QUERIES], sample.exact.shape[1])
-    size = megabytes(len(faiss.serialize_index(getattr(index, "inner", index))))
+    size = megabytes(_written_bytes(getattr(index, "inner", index)))
     return Tuned(kind, effort, round(recall, 5), round(search_ms, 4), round(build_s, 3), size)
 
 
@@ -107,14 +122,27 @@ def recall_against(found: Int64, exact: Int64) -> float:
 
 def timed_search(index: Any, queries: Vectors, k: int) -> tuple[Int64, float]:
     """(positions [n, k], CPU milliseconds per query when asked one at a time)."""
+    milliseconds = _search_ms(index, queries, k)
+    _, found = index.search(queries, k)
+    return found, milliseconds
+
+
+def _search_ms(index: Any, queries: Vectors, k: int) -> float:
     timed = queries[:TIMED_QUERIES]
     index.search(queries[:1], k)
     started = time.thread_time()
     for row in range(len(timed)):
         index.search(timed[row : row + 1], k)
-    milliseconds = (time.thread_time() - started) * 1e3 / max(len(timed), 1)
-    _, found = index.search(queries, k)
-    return found, milliseconds
+    return (time.thread_time() - started) * 1e3 / max(len(timed), 1)
+
+
+def _written_bytes(index: Any) -> int:
+    """Size of the index file, without a copy in memory."""
+    sizes: list[int] = []
+    writer = faiss.PyCallbackIOWriter(lambda part: sizes.append(len(part)), 1 << 20)
+    faiss.write_index(index, writer)
+    del writer  # it writes what it still holds
+    return sum(sizes)
 
 
 def megabytes(size: int) -> float:

@@ -15,9 +15,9 @@ import tensorflow as tf
 from models.candidates import CandidateLists, Retrieval, past_lists, sampled
 from models.dlrm import Outputs, Ranker
 from models.inputs import FeatureTables, Tensors, sample_columns
-from models.metrics import auc
-from models.ranker_predict import Predictor, combined
-from models.scoring import Platt, Scoring, fit_platt, fit_weights
+from models.metrics import auc, log_loss
+from models.ranker_predict import Predictor, combined, log_sigmoid
+from models.scoring import Platt, Scoring, fit_platt, fit_spread, fit_weights
 from models.training import Fit, Progress, Setting, gradient_step, load_weights, save_weights
 from models.watch_time import WatchTime
 from models.windows import WindowBatches
@@ -34,7 +34,7 @@ MAX_VALID_LISTS = 5_000
 
 
 def train_ranker(run: Run, config: Config, report: Report = no_report) -> dict[str, Any]:
-    """Train with early stopping on validation AUC, then refit on train + validation.
+    """Train with early stopping on validation, then refit on train + validation.
 
     The first model has not seen the validation part: calibration and the weights of the final
     score are fitted there with it. Writes weights.npz, scoring.json and report.json into the
@@ -42,7 +42,8 @@ def train_ranker(run: Run, config: Config, report: Report = no_report) -> dict[s
 
     Returns:
         {"epochs", "valid_auc", "rows_per_s", "scores", "weights"}; valid_auc is of the label, or
-        of what was watched of retrieved lists where there is no label.
+        of what was watched of retrieved lists where there is no label; scores are what decided
+        when to stop: minus the label's log loss, or that AUC.
     """
     tf.keras.utils.set_random_seed(config.seed)
     store = FeatureStore(run)
@@ -54,11 +55,14 @@ def train_ranker(run: Run, config: Config, report: Report = no_report) -> dict[s
     search = Retrieval(run, config, store, tables, "search")
     valid = past_lists(search, ("valid",), MAX_VALID_LISTS, first_only=True)
     model, progress = _fit(setting, search, ("train",), valid=valid)
-    scoring = _scoring(model, setting, valid)
+    scoring, valid_auc = _scoring(model, setting, valid)
     if config.ranker.refit:
         final = Retrieval(run, config, store, tables, "final")
         model, _ = _fit(setting, final, ("train", "valid"), epochs=progress.best_epoch)
-    summary = progress.summary("valid_auc") | {"weights": scoring.weights.model_dump()}
+    summary = progress.summary("valid_auc") | {
+        "valid_auc": round(valid_auc, 4),
+        "weights": scoring.weights.model_dump(),
+    }
     with replaced_folder(run.ranker) as target:
         save_weights(model, target / "weights.npz")
         scoring.save(target / "scoring.json")
@@ -90,7 +94,7 @@ def _fit(
     valid: CandidateLists | None = None,
     epochs: int | None = None,
 ) -> tuple[Ranker, Progress]:
-    """Train on `parts`: with `valid` until validation AUC stops rising, or for `epochs` epochs.
+    """Train on `parts`: with `valid` until the score there stops rising, or for `epochs` epochs.
 
     The learning rate falls linearly over `max_epochs`, also where training ends before them.
     """
@@ -109,7 +113,7 @@ def _fit(
         optimizer=optimizer,
         step=gradient_step(model, optimizer, lambda batch: _loss(model, tables, batch)),
         batches=batches,
-        validate=None if valid is None else lambda: _valid_auc(model, setting, valid),
+        validate=None if valid is None else lambda: _valid_score(model, setting, valid),
         checkpoints=setting.checkpoints / retrieval.phase,
         max_epochs=epochs or settings.max_epochs,
         patience=settings.patience,
@@ -187,34 +191,44 @@ def list_tensors(lists: CandidateLists, state: VideoState) -> Tensors:
     }
 
 
-def _valid_auc(model: Ranker, setting: Setting, valid: CandidateLists) -> float:
+def _valid_score(model: Ranker, setting: Setting, valid: CandidateLists) -> float:
+    """Minus the log loss of the label, without labels the AUC of lists.
+
+    AUC may rise for an epoch more, when the model is already surer than it should be; calibration
+    mends that less well. Lists are not sampled as in training, so their log loss says little.
+    """
     predictor = Predictor(model, setting.tables, setting.store)
     if setting.tables.spec.has_label:
         truth, out = predictor.events("valid")
-        return auc(truth["label"], out.label)
-    out, present = _on_lists(predictor, valid), valid.rows > 0
-    return auc((valid.gains()[present] > 0).astype(np.float32), out.watch[present])
+        return -log_loss(truth["label"], np.exp(log_sigmoid(out.label)))
+    return _list_auc(_on_lists(predictor, valid), valid)
+
+
+def _list_auc(out: Outputs, lists: CandidateLists) -> float:
+    present = lists.rows > 0
+    return auc((lists.gains()[present] > 0).astype(np.float32), out.watch[present])
 
 
 def _on_lists(predictor: Predictor, lists: CandidateLists) -> Outputs:
     return predictor.lists(lists.samples, lists.rows, lists.samples["timestamp"].astype(np.int64))
 
 
-def _scoring(model: Ranker, setting: Setting, valid: CandidateLists) -> Scoring:
-    """Calibration and score weights from the validation part."""
+def _scoring(model: Ranker, setting: Setting, valid: CandidateLists) -> tuple[Scoring, float]:
+    """(calibration and score weights, AUC of the label or of lists), of the validation part."""
     predictor = Predictor(model, setting.tables, setting.store)
-    label = Platt()
+    out, gains, present = _on_lists(predictor, valid), valid.gains(), valid.rows > 0
+    label, valid_auc = Platt(), _list_auc(out, valid)
     if model.has_label:
         truth, events = predictor.events("valid")
-        label = fit_platt(events.label, truth["label"])
-    out, gains, present = _on_lists(predictor, valid), valid.gains(), valid.rows > 0
+        label = fit_spread(events.label, truth["label"])
+        valid_auc = auc(truth["label"], events.label)
     watch = fit_platt(out.watch[present], gains[present] > 0)
     weights = setting.config.ranker.score_weights
     if not isinstance(weights, ScoreWeights):
         model.scoring = Scoring(label, watch)
         terms = np.stack(combined(model, out, valid.scores)[1], axis=2)
         weights = fit_weights(terms, gains, present)
-    return Scoring(label, watch, weights)
+    return Scoring(label, watch, weights), valid_auc
 
 
 def build_ranker(tables: FeatureTables, config: Config) -> Ranker:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
+from scipy.special import expit
 
 from workflow.config import ScoreWeights
 from workflow.run import read_json, write_json
@@ -61,6 +62,22 @@ def fit_platt(logit: npt.NDArray[Any], positive: npt.NDArray[Any]) -> Platt:
 
     found = minimize(loss, np.array([1.0, 0.0]), jac=True, bounds=[(0, None), (None, None)])
     return Platt(float(found.x[0]), float(found.x[1]))
+
+
+def fit_spread(logit: npt.NDArray[Any], positive: npt.NDArray[Any]) -> Platt:
+    """Platt's scale, with the shift that leaves the mean probability as it was.
+
+    How sure a model may be is learned well from a held-out part of the log. Whether more or less
+    is liked there than the model expects is mostly the chance of those days: it is gone, or
+    turned round, in the next ones.
+    """
+    x, scale = logit.astype(np.float64), fit_platt(logit, positive).scale
+    if scale == 1.0 or len(x) == 0:
+        return Platt()
+    mean = expit(x).mean()
+    furthest = (1 + scale) * float(np.abs(x).max())
+    shift = brentq(lambda shift: expit(scale * x + shift).mean() - mean, -furthest, furthest)
+    return Platt(scale, float(shift))
 
 
 def fit_weights(

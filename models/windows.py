@@ -14,7 +14,7 @@ import models.compat  # noqa: F401
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
+import pandas as pd
 import tensorflow as tf
 
 from models.inputs import Tensors
@@ -25,10 +25,14 @@ Int64 = npt.NDArray[np.int64]
 
 
 class WindowBatches:
-    """One epoch of windows at a time, one sample file in memory at a time.
+    """One epoch of windows at a time, one partition of users in memory at a time.
+
+    Training on train and validation must not see one after the other: the weights would end up as
+    the later half of each epoch wants them. Files of one name hold the same users, so their events
+    are read as one.
 
     Args:
-        files: sample files, sorted by user and time.
+        files: sample files, sorted by user and time; parts in the order of time.
         columns: the columns to read.
         batch_size: events per batch, padding included.
         seed: mixes windows and places their borders anew in each epoch; None keeps file order.
@@ -39,11 +43,12 @@ class WindowBatches:
     def __init__(
         self, files: list[Path], columns: list[str], batch_size: int, *, seed: int | None = None
     ) -> None:
-        self._files, self._columns, self._seed, self._epoch = files, columns, seed, 0
+        names = dict.fromkeys(path.name for path in files)
+        self._partitions = [[path for path in files if path.name == name] for name in names]
+        self._columns, self._seed, self._epoch = columns, seed, 0
         self._windows = max(1, batch_size // WINDOW)
-        self._rows = [pq.read_metadata(path).num_rows for path in files]
         self._users = [
-            read_frame(path, columns=["user_row"])["user_row"].to_numpy() for path in files
+            _together(partition, ["user_row"])["user_row"] for partition in self._partitions
         ]
 
     def __len__(self) -> int:
@@ -55,15 +60,14 @@ class WindowBatches:
     def __iter__(self) -> Iterator[Tensors]:
         self._epoch += 1
         rng = None if self._seed is None else np.random.default_rng((self._seed, self._epoch))
-        order = np.arange(len(self._files)) if rng is None else rng.permutation(len(self._files))
+        order = np.arange(len(self._users)) if rng is None else rng.permutation(len(self._users))
         for number in order:
-            yield from self._of_file(int(number), rng)
+            yield from self._of_partition(int(number), rng)
 
-    def _of_file(self, number: int, rng: np.random.Generator | None) -> Iterator[Tensors]:
-        if not self._rows[number]:
+    def _of_partition(self, number: int, rng: np.random.Generator | None) -> Iterator[Tensors]:
+        if not len(self._users[number]):
             return
-        frame = read_frame(self._files[number], columns=self._columns)
-        columns = {str(name): frame[name].to_numpy() for name in frame.columns}
+        columns = _together(self._partitions[number], self._columns)
         first, stop = _cut(self._users[number], rng)
         order = np.arange(len(first)) if rng is None else rng.permutation(len(first))
         for start in range(0, len(order), self._windows):
@@ -73,6 +77,14 @@ class WindowBatches:
             at = np.where(present, at, stop[chosen, None] - 1)
             batch = {name: tf.constant(values[at]) for name, values in columns.items()}
             yield batch | {"present": tf.constant(present)}
+
+
+def _together(files: list[Path], columns: list[str]) -> dict[str, npt.NDArray[Any]]:
+    """Columns of files that are each sorted by user, as of one sorted file."""
+    frame = pd.concat([read_frame(path, columns=columns) for path in files], ignore_index=True)
+    if len(files) > 1:
+        frame = frame.sort_values("user_row", kind="stable")
+    return {str(name): frame[name].to_numpy() for name in frame.columns}
 
 
 def _cut(user_row: npt.NDArray[Any], rng: np.random.Generator | None) -> tuple[Int64, Int64]:

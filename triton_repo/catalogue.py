@@ -61,10 +61,10 @@ class Catalogue:
         folder, untouched = _folder_of(run), cls.untouched(run)
         if folder is None:
             return untouched
-        report = read_json(folder / "report.json")
+        report, added = read_json(folder / "report.json"), pq.read_table(folder / "added.parquet")
         return replace(
             untouched,
-            added=pq.read_table(folder / "added.parquet"),
+            added=added if added.num_rows else None,
             vectors=np.load(folder / "vectors.npy", allow_pickle=False),
             withdrawn=np.load(folder / "withdrawn.npy", allow_pickle=False),
             boost=report["boost"],
@@ -107,7 +107,9 @@ class Catalogue:
         new = videos.filter(pa.array(~np.isin(ids, self.ids)))
         added = new if not self.num_added else pa.concat_tables([self.added, new])
         back = np.isin(self.withdrawn, ids)
-        return replace(self, added=added if len(added) else None, withdrawn=self.withdrawn[~back])
+        return replace(
+            self, added=added if added.num_rows else None, withdrawn=self.withdrawn[~back]
+        )
 
     def without(self, ids: Ids) -> Catalogue:
         """These are withdrawn."""

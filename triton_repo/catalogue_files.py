@@ -13,6 +13,7 @@ from triton_repo.catalogue import Catalogue, Vectors
 from triton_repo.page_tensors import PAGE_STAGE
 from workflow.config import Config
 from workflow.console import Report, no_report
+from workflow.errors import DataError
 from workflow.features.encoded import FeatureStore
 from workflow.features.new_videos import encode_new_videos
 from workflow.features.spec import FeatureSpec
@@ -86,6 +87,7 @@ class CatalogueFiles:
         store = FeatureStore(self.run)
         spec = FeatureSpec.load(store.root / "spec.json")
         videos = after.added.slice(self.before.num_added)
+        self._check_columns(videos.column_names)
         encoded = encode_new_videos(videos, store, spec, self.contract)
         models = NewVideos(self.run, self.config)
         vectors, boost = models.vectors(encoded), self.before.boost
@@ -96,6 +98,18 @@ class CatalogueFiles:
         folded = models.ranker_rows(encoded)
         publish_time = encoded.get("publish_time")
         return NewRows(vectors, encoded["video_index"], *folded, publish_time), boost
+
+    def _check_columns(self, names: list[str]) -> None:
+        """Those that an earlier contract had may lack some of today's."""
+        wanted = [column.name for column in self.contract.features("video_feature")]
+        wanted += ["publish_time"] if self.contract.has_publish_time else []
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise DataError(
+                f"videos that marquee refresh added have no column {missing[0]}",
+                expected=", ".join(wanted),
+                next_step=f"remove {self.run.catalogue}, and give them to marquee refresh anew",
+            )
 
     def _known_vectors(self) -> Vectors:
         """Those of the videos that training knew; float32 [known, dim], mapped."""

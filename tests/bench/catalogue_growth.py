@@ -14,9 +14,10 @@ of n videos is grown from its vectors:
   tenth of its length: heavy tails and zeros stay in the proportion in which they were learned.
 
 Queries are vectors of real requests of the run's test part; one half of the users shape the lists,
-the others measure. Memory is what a new process gains (resident) by reading the written index and
-answering all queries. Prints a table, and JSON with --json. Exit status 1 when a bar is missed at
-a million videos.
+the others measure. Vectors and written indexes are mapped from disk, exact search reads a million
+vectors at a time, and one index at a time is in memory. Memory in the table is what a new process
+gains (resident) by reading the written index and answering all queries. Prints a table, and JSON
+with --json. Exit status 1 when a bar is missed at a million videos.
 """
 
 from __future__ import annotations
@@ -114,7 +115,9 @@ def measure(run: str, count: int, kinds: tuple[str, ...], folder: str) -> list[d
     parts = (job.config.retriever.embedding_dim, job.config.retriever.co_watch_dim)
     known, asked = real_queries(Run(run), job.config)
     vectors = grow(learned, count, parts, Path(folder) / "vectors.npy")
+    note(f"{count:,} videos; exact search")
     sample = measure_exact(vectors, known, asked[:1000], NUM_CANDIDATES)
+    note(f"exact search takes {sample.exact_ms:.2f} ms of CPU a query; building")
     rows = []
     for index, tuned in built(vectors, sample, kinds):
         path = str(Path(folder) / "index.faiss")
@@ -124,6 +127,10 @@ def measure(run: str, count: int, kinds: tuple[str, ...], folder: str) -> list[d
         rows.append(read)
         print(json.dumps(read), file=sys.stderr, flush=True)
     return rows
+
+
+def note(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def built(vectors: Vectors, sample: Sample, kinds: tuple[str, ...]) -> Iterator[tuple[Any, Tuned]]:
@@ -145,6 +152,7 @@ def built(vectors: Vectors, sample: Sample, kinds: tuple[str, ...]) -> Iterator[
             index = lists.index(vectors, half=kind == "ivf_fp16")
             started -= lists_s
         yield index, tune(index, kind, sample, TARGET, started)
+        del index  # before the next one is built
 
 
 def in_new_process(path: str, tuned: Tuned, asked: Vectors) -> dict[str, float]:

@@ -94,9 +94,7 @@ def fill(run: Run, state: str, rows: list[dict[str, list[Any]]]) -> None:
 
 def in_process(run: Run, states: dict[str, str | None], rows: list[dict[str, list[Any]]]) -> None:
     """CPU of the query tower per request, by batch size."""
-    stages = {
-        name: LocalPipeline(run, state).stages["query_tower"] for name, state in states.items()
-    }
+    stages = {name: LocalPipeline(run, state).fused.query_tower for name, state in states.items()}
     users = np.array([row["user_id"] for row in rows])
     moments = np.array([row["time"] for row in rows])
     for size in (1, 16):

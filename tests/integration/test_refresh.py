@@ -234,20 +234,20 @@ def test_an_export_keeps_what_was_added_and_withdrawn(marquee: Any, world: World
 
 
 def test_nothing_to_change_and_mistakes(marquee: Any, world: World, tmp_path: Path) -> None:
-    run = ("--run", world.run.root)
+    run, gone = ("--run", world.run.root), tmp_path / "gone"
+    victim = int(Catalogue.of(world.run).known[7])
+    gone.write_text(f"{victim}\n")
+    marquee.json("refresh", *run, "--withdrawn", gone)
+    world.gone.append(victim)
     seal = read_bundle(world.run.repository).seal
-    pq.write_table(
-        pq.read_table(world.run.source / "videos.parquet").slice(0, 0), tmp_path / "none.parquet"
-    )
-    (tmp_path / "gone").write_text(f"{world.gone[0]}\n")
-    result = marquee.json("refresh", *run, "--withdrawn", tmp_path / "gone")
+    result = marquee.json("refresh", *run, "--withdrawn", gone)
     assert result["withdrawn_before"] == 1 and result["index"] is None
     assert result["version"] == result["previous"]
-    (tmp_path / "gone").write_text("17\n")
-    assert (
-        "video 17 that the run does not know"
-        in marquee("refresh", *run, "--withdrawn", tmp_path / "gone").error
-    )
+    gone.write_text("17\n")
+    error = marquee("refresh", *run, "--withdrawn", gone).error
+    assert "video 17 that the run does not know" in error
+    raw = pq.read_table(world.run.source / "videos.parquet")
+    pq.write_table(raw.slice(0, 0), tmp_path / "none.parquet")
     assert "is empty" in marquee("refresh", *run, "--videos", tmp_path / "none.parquet").error
     assert "--videos FILE, --withdrawn FILE" in marquee("refresh", *run).error
     assert read_bundle(world.run.repository).seal == seal
@@ -319,7 +319,7 @@ def test_text_ids_and_an_ivf_index(marquee: Any, clip_run: Any, tmp_path: Path) 
     tensors = {"user_id": users[:, None], "top_k": np.full((len(users), 1), 1_000, np.int32)}
     shown = {one.decode() for one in stages.infer(tensors)["video_id"].ravel() if one}
     assert shown & set(ids) and not shown & {f"clip {n}/é" for n in range(40)}
-    histories = stages.stages["query_tower"].histories
+    histories = stages.fused.query_tower.histories
     record = json.dumps(
         [[9, ids[3], None, None], [8, "clip 1/é", None, None], [9, "x", None, None]]
     )

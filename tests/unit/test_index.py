@@ -11,9 +11,18 @@ import faiss
 import numpy as np
 import pytest
 
+from models import index_tuning
 from models.index import choose
 from models.index_kinds import QueryLists, flat, list_count, read_index, score_space, set_effort
-from models.index_tuning import EFFORTS, Sample, Tuned, recall_against, timed_search, tune
+from models.index_tuning import (
+    EFFORTS,
+    Sample,
+    Tuned,
+    exact_search,
+    recall_against,
+    timed_search,
+    tune,
+)
 from workflow.config import IndexConfig
 
 
@@ -57,6 +66,24 @@ def test_flat_is_exact() -> None:
     found, milliseconds = timed_search(flat(VIDEOS), QUERIES, 50)
     assert recall_against(found, EXACT) > 0.999
     assert milliseconds > 0
+
+
+@pytest.mark.parametrize("block", [37, 1000, 4000])
+def test_exact_search_in_blocks_finds_the_same(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_tuning, "BLOCK", block)
+    found, milliseconds = exact_search(VIDEOS, QUERIES, 50)
+    scores = np.take_along_axis(QUERIES @ VIDEOS.T, found, axis=1)
+    best = np.take_along_axis(QUERIES @ VIDEOS.T, EXACT, axis=1)
+    np.testing.assert_allclose(scores, best, atol=1e-6)
+    assert found.shape == EXACT.shape and all(len(set(row)) == 50 for row in found.tolist())
+    assert milliseconds > 0
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf_fp16"])
+def test_tuning_states_the_size_of_the_file(kind: str, tmp_path: Path) -> None:
+    index, tuned = chosen(kind=kind)
+    faiss.write_index(index, str(tmp_path / "index.faiss"))
+    assert tuned.megabytes == round((tmp_path / "index.faiss").stat().st_size / 1e6, 1)
 
 
 @pytest.mark.parametrize("kind", ["ivf", "ivf_fp16", "hnsw"])

@@ -178,6 +178,15 @@ def test_a_catalogue_is_that_of_its_bundle(run: Run, tmp_path: Path) -> None:
     assert [path.name for path in run.catalogue.iterdir()] == ["17"]
 
 
+def test_a_catalogue_that_only_lacks_videos(run: Run, tmp_path: Path) -> None:
+    UNTOUCHED.without(np.array([b"v1"])).save(run, 17, {})
+    again = Catalogue.of(run)
+    assert again.added is None and again.ids.dtype == KNOWN.dtype
+    assert again.is_withdrawn.tolist() == [True, False, False, False]
+    after, _ = plan(again, videos=raw(tmp_path / "new.parquet", ["a longer id"]))
+    assert after.ids.tolist() == [*KNOWN.tolist(), b"a longer id"]
+
+
 def test_a_catalogue_goes_on_after_a_new_training(tmp_path: Path) -> None:
     """v9 is in the data now; v8 is not; v1 stays withdrawn, v3 is gone."""
     before, _ = plan(videos=raw(tmp_path / "new.parquet", ["v8", "v9"]))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
-from models.scoring import Platt, Scoring, fit_platt, fit_weights
+from models.scoring import Platt, Scoring, fit_platt, fit_spread, fit_weights
 from workflow.config import ScoreWeights
 
 RNG = np.random.default_rng
@@ -29,6 +30,35 @@ def test_platt_of_one_class_changes_nothing(label: float) -> None:
 def test_platt_never_turns_the_order_round() -> None:
     logit = np.linspace(-3, 3, 1000)
     assert fit_platt(logit, logit < 0).scale == pytest.approx(0, abs=1e-6)
+
+
+def sigmoid(logit: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logit))
+
+
+@pytest.mark.parametrize("centre", [0.0, -2.0])
+def test_spread_is_learned_and_the_mean_kept(centre: float) -> None:
+    """A model right on average but too sure, judged in days when more is liked than usual."""
+    rng = RNG(3)
+    right = rng.normal(centre, 1, 50_000)
+    shift = brentq(lambda by: sigmoid(1.5 * right + by).mean() - sigmoid(right).mean(), -9, 9)
+    sure = 1.5 * right + shift
+    liked = rng.random(50_000) < sigmoid(right + 0.3)
+    found = fit_spread(sure.astype(np.float32), liked)
+    assert found.scale == pytest.approx(2 / 3, abs=0.03)
+    assert found(sure) == pytest.approx(right, abs=0.15)
+    assert (fit_platt(sure, liked)(sure) - right).mean() == pytest.approx(0.3, abs=0.05)
+
+
+def test_spread_of_one_class_changes_nothing() -> None:
+    assert fit_spread(np.array([1.0, 2.0]), np.ones(2)) == Platt()
+    assert fit_spread(np.zeros(0), np.zeros(0)) == Platt()
+
+
+def test_spread_of_logits_that_say_nothing() -> None:
+    logit = np.linspace(-3, 3, 1000)
+    found = fit_spread(logit, logit < 0)
+    assert sigmoid(found(logit)) == pytest.approx(np.full(1000, 0.5), abs=1e-3)
 
 
 def lists(truth: tuple[float, ...], count: int = 4000) -> tuple[np.ndarray, ...]:

@@ -1,4 +1,4 @@
-"""Windows cover every event exactly once and never mix users."""
+"""Windows cover every event exactly once and never mix users; parts of the log are mixed."""
 
 from __future__ import annotations
 
@@ -67,3 +67,25 @@ def test_epochs_differ_and_seeds_repeat(tmp_path: Path) -> None:
 def test_length_is_that_of_the_plain_order(tmp_path: Path) -> None:
     batches = WindowBatches(write(tmp_path, SIZES), ["user_row", "number"], 4 * WINDOW)
     assert len(batches) == len(list(batches))
+
+
+def test_parts_are_mixed(tmp_path: Path) -> None:
+    """Validation events follow their users' training events, and come from first to last batch."""
+    users = np.arange(1, 41, dtype=np.int32)
+    files = []
+    for part, (size, first) in {"train": (96, 0), "valid": (48, 96)}.items():
+        frame = pd.DataFrame({"user_row": np.repeat(users, size)}).astype(np.int32)
+        frame["number"] = np.tile(np.arange(first, first + size, dtype=np.int32), len(users))
+        (tmp_path / part).mkdir()
+        files.append(tmp_path / part / "part-00000.parquet")
+        frame.to_parquet(files[-1], index=False)
+    batches = WindowBatches(files, ["user_row", "number"], 8 * WINDOW, seed=1)
+    seen, shares = [], []
+    for batch in batches:
+        present, number = batch["present"].numpy(), batch["number"].numpy()
+        assert (np.diff(number, axis=1)[present[:, 1:]] == 1).all()
+        pairs = zip(batch["user_row"].numpy()[present], number[present], strict=True)
+        seen += [(int(user), int(one)) for user, one in pairs]
+        shares.append(float((number[present] >= 96).mean()))
+    assert sorted(seen) == [(user, one) for user in users.tolist() for one in range(144)]
+    assert min(shares[:-1]) > 0 and max(shares[:-1]) < 1
