@@ -17,25 +17,32 @@ EXACT_UP_TO = 50_000  # videos
 
 
 def neighbours(
-    learned: Float32, co_watch: CoWatch, counts: npt.NDArray[np.int64], how_many: int
+    learned: Float32,
+    co_watch: CoWatch,
+    counts: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.int16],
+    how_many: int,
 ) -> npt.NDArray[np.int32]:
     """The most similar videos of each video, best first.
 
     Similarity is the cosine of the learned vectors, which new videos have too, plus the co-watch
-    score with less popularity; each in standard deviations over the catalogue.
+    score with less popularity, plus the cosine of the groups (genres and the like); each in
+    standard deviations over the catalogue.
 
     Args:
         learned: float32 [num_videos + 1, dim], the candidate tower's part of the vectors.
         counts: watches by video row.
+        groups: int16 [num_videos + 1, width], 1-based groups of each video, 0-padded.
         how_many: neighbours per video.
     Returns:
         int32 [num_videos + 1, how_many], video rows, 0-padded; row 0 has none.
     """
     degree = np.maximum(counts[:, None] + 1.0, 1.0)
     told = (co_watch.video * degree ** (POPULARITY - 0.5)).astype(np.float32)
-    unit = unit_rows(learned)
-    asking = np.hstack([_in_deviations(unit, unit), _in_deviations(co_watch.history, told)])
-    found = _search(np.hstack([unit, told])[1:], asking[1:], how_many + 1) + 1
+    unit, member = unit_rows(learned), _member(groups)
+    parts = ((unit, unit), (co_watch.history, told), (member, member))
+    asking = np.hstack([_in_deviations(*part) for part in parts])
+    found = _search(np.hstack([unit, told, member])[1:], asking[1:], how_many + 1) + 1
     rows = np.arange(1, len(learned))[:, None]
     # Itself last, then the others as they came.
     order = np.argsort((found == rows) | (found == 0), axis=1, kind="stable")[:, :how_many]
@@ -51,6 +58,14 @@ def unit_rows(vectors: Float32) -> Float32:
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     result: Float32 = (vectors / np.maximum(length, 1e-9)).astype(np.float32)
     return result
+
+
+def _member(groups: npt.NDArray[np.int16]) -> Float32:
+    """Unit vectors with equal parts for each group of a video; zeros for a video of none."""
+    member = np.zeros((len(groups), int(groups.max(initial=0)) + 1), np.float32)
+    np.put_along_axis(member, groups.astype(np.int64), np.float32(1), axis=1)
+    member[:, 0] = 0
+    return unit_rows(member)
 
 
 def _in_deviations(asking: Float32, told: Float32) -> Float32:

@@ -151,7 +151,8 @@ class Catalogue:
         """A request for one user with scored candidates, best first unless `score` is given.
 
         Args:
-            more: device, country, maturity, cursor (text), source, score, time, online, status.
+            more: device, country, maturity, cursor (text), source, score, time, online, session,
+                status.
         """
         rows = np.asarray(rows, np.int32)
         score = more.get("score", np.linspace(1, 0, max(len(rows), 1))[: len(rows)])
@@ -163,6 +164,7 @@ class Catalogue:
             "user_row": np.array([[user]], np.int32),
             "watched_until": np.array([[start[user + 1]]], np.int64),
             "online_row": online[None],
+            "session_size": np.array([[more.get("session", 0)]], np.int32),
             "request_time": np.array([[more.get("time", NOW)]], np.int64),
             "query_status": np.array([[more.get("status", 0)]], np.int32),
             "candidate_row": rows[None],
@@ -213,6 +215,7 @@ def random_request(catalogue: Catalogue, rng: Any, cursor: str | None = None) ->
         source=rng.choice([1, 2 | 256, 4, 8, 9, 2 | 512], count),
         time=NOW + int(rng.integers(-10, 10)) * DAY,
         online=rng.integers(1, n + 1, int(rng.integers(0, 8))),
+        session=int(rng.integers(0, 4)),
         cursor=cursor,
         **{name: value for name, value in some.items() if value is not None},
     )

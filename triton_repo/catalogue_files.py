@@ -103,6 +103,8 @@ class CatalogueFiles:
         """Those that an earlier contract had may lack some of today's."""
         wanted = [column.name for column in self.contract.features("video_feature")]
         wanted += ["publish_time"] if self.contract.has_publish_time else []
+        videos = self.contract.videos
+        wanted += [column.name for column in videos.of_role("page")] if videos else []
         missing = [name for name in wanted if name not in names]
         if missing:
             raise DataError(

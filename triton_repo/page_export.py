@@ -40,7 +40,7 @@ def export_page(
     arrays["title_text"], arrays["title_start"] = page_tables.titles(tables)
     arrays |= pasts(tables, store, settings["countries"], config)
     arrays |= page_tables.newest(tables)
-    arrays |= likeness(run, config, store, spec)
+    arrays |= likeness(run, config, store, spec, arrays["group"])
     ids = np.asarray(store.video("video_id"))
     arrays["video_id"] = np.concatenate([np.zeros(1, ids.dtype), ids])
     for name, values in arrays.items():
@@ -92,7 +92,7 @@ def pasts(
 
 
 def likeness(
-    run: Run, config: Config, store: FeatureStore, spec: FeatureSpec
+    run: Run, config: Config, store: FeatureStore, spec: FeatureSpec, groups: npt.NDArray[Any]
 ) -> dict[str, npt.NDArray[Any]]:
     """Candidate vectors, neighbours, and short vectors that diversity is measured in."""
     vectors = np.load(run.retriever / "candidate_vectors.npy", allow_pickle=False)
@@ -102,7 +102,7 @@ def likeness(
     axes = page_tables.diversity_axes(learned)
     return {
         "candidate_vector": vectors,
-        "neighbour": neighbours(learned, co_watch, watches.counts, NEIGHBOURS),
+        "neighbour": neighbours(learned, co_watch, watches.counts, groups, NEIGHBOURS),
         "diversity_vector": page_tables.short_vectors(learned, axes),
         "diversity_axis": axes,  # for marquee refresh
     }

@@ -202,7 +202,7 @@ class PageConfig(_Strict):
     because_rows: int = Field(3, ge=0, le=10)
     min_row_videos: int = Field(4, ge=1)
     diversity: Literal["mmr", "spectrum", "dpp", "none"] = "mmr"
-    diversity_strength: float = Field(0.3, ge=0, lt=1)
+    diversity_strength: float = Field(0.1, ge=0, lt=1)
     diversity_depth: int = Field(150, ge=1, le=2_000)
     explore_slots: int = Field(2, ge=0, le=10)
     fresh_days: int = Field(30, ge=1)

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,10 @@ def control_of(place: Deployment) -> ModelControl:
 
 
 def stubs_are_of(pid: int, versions: set[int]) -> bool:
-    lines = [" ".join(p.cmdline()) for p in psutil.Process(pid).children(recursive=True)]
+    lines = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            lines.append(" ".join(process.cmdline()))
     stubs = [line.split("/model.py")[0] for line in lines if "/model.py" in line]
     return {int(stub.rsplit("/", 1)[1]) for stub in stubs} == versions
 

@@ -134,6 +134,21 @@ def test_a_row_with_too_few_videos_is_left_out(tmp_path: Path) -> None:
     assert rows_of(page)["More for you"] == [5, 6, 7, 12]
 
 
+@pytest.mark.parametrize(("session", "first"), [(0, "Genre 0"), (1, "Video 52"), (2, "Video 51")])
+def test_what_is_being_watched_now_comes_first(tmp_path: Path, session: int, first: str) -> None:
+    """The row after the top picks answers the open session; without one the better row wins."""
+    catalogue = Catalogue(settings={"layouts": {"web": [3, 3]}, "diversity": "none"})
+    # Of the last two, 52 is liked and the latest one is not.
+    catalogue.watches[1] = [(51, LIKED), (52, LIKED)][: 1 + (session < 2)]
+    catalogue.watches[1] += [(50, 0)] if session == 2 else []
+    catalogue.group[4:10, 0] = 1
+    source = np.ones(40, int)
+    source[37:40] = NEAR | 1 << 8
+    inputs = catalogue.inputs(1, np.arange(1, 41), source=source, session=session)
+    page = page_of(catalogue.stage(tmp_path), inputs)
+    assert page.titles[1].decode().endswith(first)
+
+
 # --- statuses and refusals -----------------------------------------------------------------------
 def test_nothing_left_after_the_rules_is_said(tmp_path: Path) -> None:
     catalogue = Catalogue()

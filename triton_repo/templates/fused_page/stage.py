@@ -41,6 +41,11 @@ class Stage:
         self.ranker = stage("ranker")
         self.page = stage("page_stage")
         self.retrieval.num_candidates = self.page.settings["num_fetched"]
+        [self.session] = (
+            slice(part["at"], part["at"] + part["length"])
+            for part in self.query_tower.layout
+            if part["name"] == "session_history"
+        )
         self.took_us = {}  # by step, of the last batch
 
     def check(self, inputs, sizes):
@@ -69,7 +74,11 @@ class Stage:
         return {name: known[name] for name in ("page", "record")}
 
     def run_query_tower(self, known):
-        return self.query_tower.run(known)
+        """And how many watches the open session has, which the tower has as a list."""
+        answer = self.query_tower.run(known)
+        session = answer["query_index"][:, self.session]
+        size = np.count_nonzero(session, axis=1).astype(np.int32)
+        return answer | {"session_size": size[:, None]}
 
     def run_retrieval(self, known):
         """What earlier answers showed is left out as what was watched is."""

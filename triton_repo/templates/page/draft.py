@@ -136,7 +136,10 @@ class Draft:
         kinds = rows.kinds_of(seeds, len(groups))
         if self.number > 0:  # rows with a reason of their own are on the first answer
             member, kinds = member[len(seeds) + 2 :], kinds[len(seeds) + 2 :]
-        return rows.Board(kinds, member, self.vectors, stage.settings["diversity_strength"])
+        board = rows.Board(kinds, member, self.vectors, stage.settings["diversity_strength"])
+        if self.number == 0:  # what is being watched now comes first
+            board.prior[: self.past.num_now] *= rows.NOW
+        return board
 
     def _with_exploration(self, board):
         """What `Board.choose` does to the row of new releases."""

@@ -13,11 +13,15 @@ RECENT = 50  # how far back unfinished videos and reasons for rows are looked fo
 
 
 class Past(NamedTuple):
-    """Video rows; of `seeds` and `unfinished` lists, newest first, each video once."""
+    """Video rows; of `seeds` and `unfinished` lists, newest first, each video once.
+
+    The first `num_now` seeds were watched in the session that is still open.
+    """
 
     watched: Any
     seeds: Any
     unfinished: Any
+    num_now: int
 
 
 class History:
@@ -32,20 +36,24 @@ class History:
         for name in ("watched_row", "watched_start", "watched_flag"):
             setattr(self, name, open_array(folder / f"{name}.npy"))
 
-    def past(self, user_row, until, online):
+    def past(self, user_row, until, online, session_size):
         """The Past of one user.
 
         Args:
             until: end of the user's watches in the bundle before the request.
             online: int32, rows of what was watched since the export, oldest first.
+            session_size: how many of the last watches are of the open session.
         """
         first = int(self.watched_start[user_row])
         recent = slice(max(first, until - RECENT), until)
         rows, flags = self.watched_row[recent].tolist(), self.watched_flag[recent].tolist()
-        latest = dict.fromkeys(reversed(online.tolist()), LIKED)
+        newest = [*reversed(online.tolist()), *reversed(rows)]
+        latest = dict.fromkeys(newest[: len(online)], LIKED)
         for row, flag in zip(reversed(rows), reversed(flags), strict=True):
             latest.setdefault(row, flag)
+        now = set(newest[:session_size])
         liked = [row for row, flag in latest.items() if flag & LIKED]
         unfinished = [row for row, flag in latest.items() if flag & UNFINISHED]
         watched = np.concatenate([self.watched_row[first:until], online])
-        return Past(watched, liked[: self.num_seeds], unfinished)
+        seeds = liked[: self.num_seeds]
+        return Past(watched, seeds, unfinished, sum(row in now for row in seeds))

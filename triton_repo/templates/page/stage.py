@@ -34,6 +34,7 @@ class Request(NamedTuple):
     user_row: int
     watched_until: int
     online_row: Any  # int32 [any]
+    session_size: int
     moment: int  # unix seconds
     query_status: int
     device: str | None
@@ -202,6 +203,7 @@ class Stage:
             user_row=int(inputs["user_row"][i, 0]),
             watched_until=int(inputs["watched_until"][i, 0]),
             online_row=online[online > 0],
+            session_size=int(inputs["session_size"][i, 0]),
             moment=int(inputs["request_time"][i, 0]),
             query_status=int(inputs["query_status"][i, 0]),
             **{what: text_of(inputs, name, i) for what, name in self.context.items()},
@@ -219,7 +221,9 @@ class Stage:
         viewer = self.rules.viewer(
             request.user_row, request.moment, request.country, request.maturity
         )
-        past = self.history.past(request.user_row, request.watched_until, request.online_row)
+        past = self.history.past(
+            request.user_row, request.watched_until, request.online_row, request.session_size
+        )
         return viewer, past, *self.seen(request.cursor)
 
     def seen(self, cursor):
