@@ -33,6 +33,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 _STOP_TIMEOUT_S = 15.0
 _SHARED_MEMORY = Path("/dev/shm")
+_STAGE_MEMORY_BYTES = 4 << 20  # of each model; a container has 64 MB in all by default
 
 
 class TritonServer:
@@ -164,6 +165,9 @@ class TritonServer:
         }
         # The exporter writes complete configurations: no second stub per model at start.
         flags = ["--disable-auto-complete-config"]
+        # Room for the largest batch from the start: memory that grows while a server is killed
+        # beside it was seen to end the start of another one (boost lock_exception).
+        flags.append(f"--backend-config=python,shm-default-byte-size={_STAGE_MEMORY_BYTES}")
         flags += self.access.options()
         return flags + [f"--{name}={value}" for name, value in options.items()]
 
