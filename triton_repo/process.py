@@ -33,6 +33,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 _STOP_TIMEOUT_S = 15.0
 _SHARED_MEMORY = Path("/dev/shm")
+# Triton 2.51 loads models side by side, and once in some hundred starts that ends it.
+_STARTS, _CHANCE = 3, b"boost::interprocess::lock_exception"
 _STAGE_MEMORY_BYTES = 4 << 20  # of each model; a container has 64 MB in all by default
 
 
@@ -122,6 +124,20 @@ class TritonServer:
         check_ports(self.ports, self.access.host)
         _remove_orphans()
         _remove_stale_shared_memory()
+        for attempt in range(_STARTS):
+            self._launch()
+            try:
+                self._wait_until_ready(timeout_s)
+                self.access.hide_keys(self.pid)
+            except BaseException as error:
+                self.stop()
+                last = attempt + 1 == _STARTS
+                if last or not isinstance(error, ServingError) or not self._died_by_chance():
+                    raise
+            else:
+                return
+
+    def _launch(self) -> None:
         triton = embedded_triton()
         command = [str(triton.binary), *self._options(triton.backends)]
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
@@ -135,12 +151,9 @@ class TritonServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches us only; we stop the server
             )
-        try:
-            self._wait_until_ready(timeout_s)
-            self.access.hide_keys(self.pid)
-        except BaseException:
-            self.stop()
-            raise
+
+    def _died_by_chance(self) -> bool:
+        return _CHANCE in self.log_file.read_bytes()
 
     def _options(self, backends: Path) -> list[str]:
         options = {
@@ -165,8 +178,7 @@ class TritonServer:
         }
         # The exporter writes complete configurations: no second stub per model at start.
         flags = ["--disable-auto-complete-config"]
-        # Room for the largest batch from the start: memory that grows while a server is killed
-        # beside it was seen to end the start of another one (boost lock_exception).
+        # Room for the largest batch from the start.
         flags.append(f"--backend-config=python,shm-default-byte-size={_STAGE_MEMORY_BYTES}")
         flags += self.access.options()
         return flags + [f"--{name}={value}" for name, value in options.items()]

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,52 @@ def test_start_refuses_a_path_that_the_stub_cannot_take(tmp_path: Path, name: st
     (tmp_path / name / "ranker" / "config.pbtxt").write_text('name: "ranker"\n')
     with pytest.raises(ServingError, match="a path without spaces"):
         TritonServer(tmp_path / name, log_file=tmp_path / "log").start()
+
+
+FAKE_TRITON = """#!{python}
+import http.server, pathlib, sys
+count = pathlib.Path({count!r})
+starts = int(count.read_text()) + 1
+count.write_text(str(starts))
+if starts < {good}:
+    sys.exit("terminate called after throwing an instance of {reason!r}")
+port = next(int(one.split("=")[1]) for one in sys.argv if one.startswith("--http-port="))
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", port), Ready).serve_forever()
+"""
+
+
+@pytest.mark.parametrize(
+    ("reason", "good", "starts"),
+    [
+        ("boost::interprocess::lock_exception", 3, 3),
+        ("boost::interprocess::lock_exception", 9, None),  # gives up after three
+        ("std::bad_alloc", 2, None),  # no chance: the same would happen again
+    ],
+)
+def test_a_start_that_fails_by_chance_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reason: str, good: int, starts: int | None
+) -> None:
+    count, binary = tmp_path / "count", tmp_path / "triton"
+    count.write_text("0")
+    fake = FAKE_TRITON.format(python=sys.executable, count=str(count), good=good, reason=reason)
+    binary.write_text(fake)
+    binary.chmod(0o755)
+    triton = SimpleNamespace(binary=binary, backends=tmp_path, environment=dict(os.environ))
+    monkeypatch.setattr(process, "embedded_triton", lambda: triton)
+    monkeypatch.setattr(process, "_check_repository", lambda repository: None)
+    ports = dict(zip(("grpc_port", "http_port", "metrics_port"), free_ports(3), strict=True))
+    server = TritonServer(tmp_path, log_file=tmp_path / "log", **ports)
+    if starts is None:
+        with pytest.raises(ServingError, match="stopped while starting"):
+            server.start()
+        assert count.read_text() == ("3" if "lock" in reason else "1")
+    else:
+        with server:
+            assert server.is_ready() and count.read_text() == str(starts)
 
 
 def test_find_server_ignores_a_stale_or_broken_endpoint_file(tmp_path: Path) -> None:
