@@ -17,25 +17,27 @@ def load(path):
 
 
 class Stage:
-    """Query tower, retrieval and ranker; what one gives, the next ones take.
+    """Query tower, retrieval and ranker; what one step gives, the next ones take.
 
     Args:
         folder: this stage's version folder in a bundle, or a symbolic link to it.
         state: as for the query tower.
     """
 
+    steps = ("query_tower", "retrieval", "ranker")
+    gives = ("rows", "scores", "wanted", "status")
+
     def __init__(self, folder, state=None):
-        folder = folder.resolve()
-        bundle, version = folder.parents[1], folder.name
+        self.folder = folder.resolve()
+        self.query_tower = self.stage("query_tower", state)
+        self.retrieval = self.stage("retrieval")
+        self.ranker = self.stage("ranker")
+        self.took_us = {}  # by step, of the last batch
 
-        def stage(name, *state):
-            mine = bundle / name / version
-            return load(mine / "stage.py").Stage(mine, *state)
-
-        self.query_tower = stage("query_tower", state)
-        self.retrieval = stage("retrieval")
-        self.ranker = stage("ranker")
-        self.took_us = {}  # by stage, of the last batch
+    def stage(self, name, *state):
+        """Another stage of the bundle."""
+        mine = self.folder.parents[1] / name / self.folder.name
+        return load(mine / "stage.py").Stage(mine, *state)
 
     def check(self, inputs, sizes):
         """Reasons to refuse requests, by position."""
@@ -43,15 +45,17 @@ class Stage:
 
     def run(self, inputs):
         known, ends = dict(inputs), [time.perf_counter_ns()]
-        for stage in (self.query_tower, self.retrieval, self.ranker):
-            known.update(stage.run(known))
+        for step in self.steps:
+            known.update(self.run_step(step, known))
             ends.append(time.perf_counter_ns())
-        names = ("query_tower", "retrieval", "ranker")
         self.took_us = {
             name: (end - start) // 1000
-            for name, start, end in zip(names, ends, ends[1:], strict=False)
+            for name, start, end in zip(self.steps, ends, ends[1:], strict=False)
         }
-        return {name: known[name] for name in ("rows", "scores", "wanted", "status")}
+        return {name: known[name] for name in self.gives}
+
+    def run_step(self, step, known):
+        return getattr(self, step).run(known)
 
     def finish(self, answer):
         return self.ranker.finish(answer)

@@ -1,15 +1,15 @@
 """Fused page: the stages of this bundle that make a page, one after the other in one process.
 
 Query tower, retrieval, the page's other sources, ranker, page. No files of its own: it reads those
-of the stages, which lie beside it in the bundle.
+of the stages, which lie beside it in the bundle; how they are run is what the model `fused` does.
 """
 
 import importlib.util
-import time
+from pathlib import Path
 
 import numpy as np
 
-STEPS = ("query_tower", "retrieval", "sources", "ranker", "page")
+HERE = Path(__file__).resolve().parent
 
 
 def load(path):
@@ -20,33 +20,24 @@ def load(path):
     return module
 
 
-class Stage:
-    """What one stage gives, the next ones take.
+Fused = load(HERE.parents[1] / "fused" / HERE.name / "stage.py").Stage
 
-    Args:
-        folder: this stage's version folder in a bundle, or a symbolic link to it.
-        state: as for the query tower.
-    """
+
+class Stage(Fused):  # type: ignore[misc, valid-type]
+    """The steps of a page."""
+
+    steps = ("query_tower", "retrieval", "sources", "ranker", "page")
+    gives = ("page", "record")
 
     def __init__(self, folder, state=None):
-        folder = folder.resolve()
-        bundle, version = folder.parents[1], folder.name
-
-        def stage(name, *state):
-            mine = bundle / name / version
-            return load(mine / "stage.py").Stage(mine, *state)
-
-        self.query_tower = stage("query_tower", state)
-        self.retrieval = stage("retrieval")
-        self.ranker = stage("ranker")
-        self.page = stage("page_stage")
+        super().__init__(folder, state)
+        self.page = self.stage("page_stage")
         self.retrieval.num_candidates = self.page.settings["num_fetched"]
         [self.session] = (
             slice(part["at"], part["at"] + part["length"])
             for part in self.query_tower.layout
             if part["name"] == "session_history"
         )
-        self.took_us = {}  # by step, of the last batch
 
     def check(self, inputs, sizes):
         """Reasons to refuse requests, by position: cursors that are none."""
@@ -62,42 +53,35 @@ class Stage:
             start += size
         return refused
 
-    def run(self, inputs):
-        known, ends = dict(inputs), [time.perf_counter_ns()]
-        for step in STEPS:
-            known.update(getattr(self, f"run_{step}")(known))
-            ends.append(time.perf_counter_ns())
-        self.took_us = {
-            name: (end - start) // 1000
-            for name, start, end in zip(STEPS, ends, ends[1:], strict=False)
-        }
-        return {name: known[name] for name in ("page", "record")}
+    def run_step(self, step, known):
+        if step == "query_tower":
+            return self.with_session_size(self.query_tower.run(known))
+        if step == "retrieval":
+            return self.retrieval.run(self.without_shown(known))
+        if step == "sources":
+            return self.page.gather(known)
+        if step == "ranker":
+            return {"ranker_score": self.scores(known)}
+        return super().run_step(step, known)
 
-    def run_query_tower(self, known):
+    def with_session_size(self, answer):
         """And how many watches the open session has, which the tower has as a list."""
-        answer = self.query_tower.run(known)
         session = answer["query_index"][:, self.session]
         size = np.count_nonzero(session, axis=1).astype(np.int32)
         return answer | {"session_size": size[:, None]}
 
-    def run_retrieval(self, known):
+    def without_shown(self, known):
         """What earlier answers showed is left out as what was watched is."""
         shown = self.page.shown(known)
         if shown.shape[1] == 0:
-            return self.retrieval.run(known)
-        left_out = np.concatenate([known["online_row"], shown], axis=1)
-        return self.retrieval.run(known | {"online_row": left_out})
+            return known
+        return known | {"online_row": np.concatenate([known["online_row"], shown], axis=1)}
 
-    def run_sources(self, known):
-        return self.page.gather(known)
-
-    def run_ranker(self, known):
+    def scores(self, known):
+        """What candidates are ranked by; float32 [n, candidates]."""
         if not self.ranker.ranks:
-            return {"ranker_score": known["candidate_score"]}
-        return {"ranker_score": self.ranker.score(known, known["candidate_row"])}
-
-    def run_page(self, known):
-        return self.page.run(known)
+            return known["candidate_score"]
+        return self.ranker.score(known, known["candidate_row"])
 
     def finish(self, answer):
         return self.page.finish(answer)
