@@ -103,8 +103,7 @@ def test_the_server_answers_as_the_stages_do_here(
         context: dict[str, int | bytes] = {"device": b"tv", "country": b"DE"}
         here = local.page(as_tensors(user, time=moment, context=context))
         there = sim_client.page(user, time=moment, context={"device": "tv", "country": "DE"})
-        assert there == here
-        assert there.status in (PageStatus.ok, PageStatus.fewer_rows)  # of 500 videos
+        assert there == here and there.rows
 
 
 def test_scrolling_never_repeats(sim_client: Client, tables: dict[str, Any], moment: int) -> None:
