@@ -217,11 +217,12 @@ def _scoring(model: Ranker, setting: Setting, valid: CandidateLists) -> tuple[Sc
     """(calibration and score weights, AUC of the label or of lists), of the validation part."""
     predictor = Predictor(model, setting.tables, setting.store)
     out, gains, present = _on_lists(predictor, valid), valid.gains(), valid.rows > 0
-    label, valid_auc = Platt(), _list_auc(out, valid)
     if model.has_label:
         truth, events = predictor.events("valid")
         label = fit_spread(events.label, truth["label"])
         valid_auc = auc(truth["label"], events.label)
+    else:
+        label, valid_auc = Platt(), _list_auc(out, valid)
     watch = fit_platt(out.watch[present], gains[present] > 0)
     weights = setting.config.ranker.score_weights
     if not isinstance(weights, ScoreWeights):

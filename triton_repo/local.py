@@ -43,11 +43,7 @@ class LocalPipeline:
             ValueError: a stage refuses the request; the text is what the server would say.
         """
         known: dict[str, Any] = {"top_k": None, "time": None, **inputs}
-        refused = self.fused.check(known, [len(inputs["user_id"])])
-        if refused:
-            raise ValueError(refused[0])
-        answer: dict[str, Any] = self.fused.finish(self.fused.run(known))
-        return answer
+        return _answer(self.fused, known)
 
     def user_events(self, user_id: int | bytes) -> UserEvents:
         """What the online state has of a user; nothing where there is none.
@@ -85,15 +81,20 @@ class LocalPage:
         Raises:
             ValueError: a request is refused; the text is what the server would say.
         """
-        refused = self.stage.check(inputs, [len(inputs["user_id"])])
-        if refused:
-            raise ValueError(refused[0])
-        answer: dict[str, Any] = self.stage.finish(self.stage.run(inputs))
-        return answer
+        return _answer(self.stage, inputs)
 
     def page(self, inputs: dict[str, Any]) -> Page:
         """The Page of a request for one user."""
         return page_of(self.infer(inputs), self.version)
+
+
+def _answer(stage: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A stage's answer to one request, or ValueError with its reason to refuse it."""
+    refused = stage.check(inputs, [len(inputs["user_id"])])
+    if refused:
+        raise ValueError(refused[0])
+    answer: dict[str, Any] = stage.finish(stage.run(inputs))
+    return answer
 
 
 def load_stage(run: Run, name: str, *arguments: Any) -> Any:
