@@ -260,11 +260,11 @@ def clip_run(marquee: Marquee, clip_source: Path, tmp_path_factory: pytest.TempP
 
 # --- servers -------------------------------------------------------------------------------------
 @contextmanager
-def serving(marquee: Marquee, folder: Path) -> Iterator[dict[str, Any]]:
-    """`marquee serve` of a run; yields what it printed once it was ready."""
+def serving(marquee: Marquee, folder: Path, option: str = "--run") -> Iterator[dict[str, Any]]:
+    """`marquee serve` of a run or a deployment; yields what it printed once it was ready."""
     names = ("--grpc-port", "--http-port", "--metrics-port")
     ports = [word for pair in zip(names, map(str, free_ports(3)), strict=True) for word in pair]
-    process = marquee.start("serve", "--run", folder, "--json", *ports)
+    process = marquee.start("serve", option, folder, "--json", *ports)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -280,6 +280,12 @@ def serving(marquee: Marquee, folder: Path) -> Iterator[dict[str, Any]]:
 def serve(marquee: Marquee) -> Callable[[Path], Any]:
     """serve(folder) is a `with` block during which the run is served."""
     return lambda folder: serving(marquee, folder)
+
+
+@pytest.fixture(scope="session")
+def serve_deployment(marquee: Marquee) -> Callable[[Path], Any]:
+    """The same for a deployment folder."""
+    return lambda folder: serving(marquee, folder, "--deployment")
 
 
 @pytest.fixture(scope="session")

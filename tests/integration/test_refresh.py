@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,6 @@ from triton_repo.bundle import read_bundle, verify
 from triton_repo.catalogue import Catalogue
 from triton_repo.client import Client
 from triton_repo.local import LocalPipeline
-from triton_repo.ports import free_ports
 from workflow.run import Run, read_json
 
 COUNT, USERS, TOP_K = 50, 80, 100  # TOP_K: all candidates, so that pages can be compared whole
@@ -109,21 +105,6 @@ def write_gone(world: World, before: Pages, path: Path) -> None:
     path.write_text("\n".join(map(str, world.gone)) + "\n")
 
 
-@contextmanager
-def served(marquee: Any, place: Path) -> Iterator[str]:
-    """`marquee serve --deployment`; yields the gRPC address."""
-    names = ("--grpc-port", "--http-port", "--metrics-port")
-    ports = [word for pair in zip(names, map(str, free_ports(3)), strict=True) for word in pair]
-    process = marquee.start("serve", "--deployment", place, "--json", *ports)
-    try:
-        line = process.stdout.readline()
-        assert line, process.communicate()[1]
-        yield json.loads(line)["grpc_url"]
-    finally:
-        process.send_signal(signal.SIGINT)
-        marquee.finish(process, 60)
-
-
 def check_changed(world: World, before: Pages, after: Pages) -> None:
     """Nothing but what came and went differs."""
     new, gone = set(world.new), set(world.gone)
@@ -142,14 +123,17 @@ def check_changed(world: World, before: Pages, after: Pages) -> None:
 
 
 def test_refresh_of_a_live_server(
-    marquee: Any, world: World, contents: Any, tmp_path: Path
+    marquee: Any, serve_deployment: Any, world: World, contents: Any, tmp_path: Path
 ) -> None:
     """Deploy, refresh, deploy, watch a new video, roll back."""
     run, where = world.run, ("--deployment", world.place)
     first = marquee.json("deploy", run.root, *where)["live"]
     made = ("data", "features", "models", "index", "source")
     kept = {name: contents(run.root / name) for name in made}
-    with served(marquee, world.place) as url, Client(url, timeout_s=60) as client:
+    with (
+        serve_deployment(world.place) as endpoint,
+        Client(endpoint["grpc_url"], timeout_s=60) as client,
+    ):
         before = world.pages(client)
         write_new(world, tmp_path / "new.parquet")
         write_gone(world, before, tmp_path / "gone.txt")
