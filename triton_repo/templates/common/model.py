@@ -69,7 +69,7 @@ class TritonPythonModel:
         return first
 
     def rows(self, request):
-        return len(pb_utils.get_input_tensor_by_name(request, self.required).as_numpy())
+        return pb_utils.get_input_tensor_by_name(request, self.required).shape()[0]
 
     def overloaded(self):
         message = f"the server is overloaded: more than {self.max_waiting} requests wait"
