@@ -10,7 +10,6 @@ import numpy as np
 import onnxruntime
 
 FEWER_THAN_TOP_K = 3
-CANDIDATES_AT_ONCE = 800  # what the graph computes of so many stays in a core's cache
 
 
 def open_session(path):
@@ -81,25 +80,19 @@ class Stage:
         }
 
     def score(self, inputs):
-        step = max(1, CANDIDATES_AT_ONCE // inputs["candidate_row"].shape[1])
-        starts = range(0, len(inputs["candidate_row"]), step)
-        scores = [self.score_some(inputs, slice(start, start + step)) for start in starts]
-        return scores[0] if len(scores) == 1 else np.concatenate(scores)
-
-    def score_some(self, inputs, users):
-        rows = inputs["candidate_row"][users]
+        rows = inputs["candidate_row"]
         video_value = self.video_value.take(rows, axis=0)
         if self.age:
-            age = self.video_age(rows, inputs["request_time"][users])
+            age = self.video_age(rows, inputs["request_time"])
             video_value = np.concatenate([video_value, age[..., None]], axis=2)
         [scores] = self.session.run(
             None,
             {
-                "query_index": inputs["query_index"][users],
-                "query_value": inputs["query_value"][users],
+                "query_index": inputs["query_index"],
+                "query_value": inputs["query_value"],
                 "video_vector": self.video_vector.take(rows, axis=0),
                 "video_value": video_value,
-                "candidate_score": inputs["candidate_score"][users],
+                "candidate_score": inputs["candidate_score"],
             },
         )
         return scores
