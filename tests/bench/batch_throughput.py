@@ -3,10 +3,10 @@
     .venv/bin/python tests/bench/batch_throughput.py [RUN] [ROUNDS]
 
 In alternation, so that what else the machine does meets both: `marquee bench` at concurrency 32
-(requests per second of server CPU; at concurrency 1 too, for comparison) and `marquee batch` for all users with one process (users per
-second of its CPU: stages, rows and files, as it reports them; and of the whole command, with
-imports and loading). A run with few users pays loading for little: use one with at least 20,000.
-Exit status 1 when the bar is missed by the median round.
+(requests per second of server CPU; at concurrency 1 too, for comparison) and `marquee batch` for
+all users with one process (users per second of its CPU: stages, rows and files, as it reports them;
+and of the whole command, with imports and loading). A run with few users pays loading for little:
+use one with at least 20,000. Exit status 1 when the bar is missed by the median round.
 """
 
 from __future__ import annotations
