@@ -24,6 +24,7 @@ class Stage:
         state: as for the query tower.
     """
 
+    ensemble = "marquee"  # whose step this is
     steps = ("query_tower", "retrieval", "ranker")
     gives = ("rows", "scores", "wanted", "status")
 

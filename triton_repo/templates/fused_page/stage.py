@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+EXPLAINED = 2  # a request's want_record: with what the ranker's heads say of the videos shown
+ASKED = ("query_index", "query_value", "request_time")  # what the ranker reads of a request
 
 
 def load(path):
@@ -26,6 +28,7 @@ Fused = load(HERE.parents[1] / "fused" / HERE.name / "stage.py").Stage
 class Stage(Fused):  # type: ignore[misc, valid-type]
     """The steps of a page."""
 
+    ensemble = "page"
     steps = ("query_tower", "retrieval", "sources", "ranker", "page")
     gives = ("page", "record")
 
@@ -57,11 +60,14 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
         if step == "query_tower":
             return self.with_session_size(self.query_tower.run(known))
         if step == "retrieval":
-            return self.retrieval.run(self.without_shown(known))
+            found = self.retrieval.run(self.without_shown(known))
+            return found | {"retrieved_row": found["candidate_row"]}
         if step == "sources":
             return self.page.gather(known)
         if step == "ranker":
             return {"ranker_score": self.scores(known)}
+        if step == "page":
+            return self.explained(known, self.page.run(known))
         return super().run_step(step, known)
 
     def with_session_size(self, answer):
@@ -82,6 +88,22 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
         if not self.ranker.ranks:
             return known["candidate_score"]
         return self.ranker.score(known, known["candidate_row"])
+
+    def explained(self, known, made):
+        """For requests that want it, the record also has what retrieval and the heads said."""
+        wanted = known.get("want_record")
+        if wanted is None:
+            return made
+        for i in np.flatnonzero(wanted[:, 0] >= EXPLAINED):
+            alone = {name: values[i : i + 1] for name, values in known.items() if name in ASKED}
+            rows = made["page"][i, 0].rows
+            said = self.ranker.explain(alone, rows[None])
+            made["record"][i, 0] = self.page.record_module.explained(
+                made["record"][i, 0],
+                known["retrieved_row"][i],
+                {name: values[0] for name, values in said.items()},
+            )
+        return made
 
     def finish(self, answer):
         return self.page.finish(answer)
