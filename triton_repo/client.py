@@ -255,6 +255,21 @@ class Client:
         """
         return _user_events(self._infer(EVENTS, {"user_id": user_id}))
 
+    def version(self, model: str | None = None) -> int:
+        """Of the bundle that a served model answers with; of the ensemble if none is given.
+
+        Raises:
+            ServingError: no server answers, or it does not serve the model.
+        """
+        model = model or self.model
+        try:
+            answer = self._client.get_model_metadata(
+                model, as_json=True, client_timeout=self.timeout_s
+            )
+        except InferenceServerException as error:
+            raise self._error(error, model) from error
+        return max(int(version) for version in answer["versions"])
+
     def request_count(self) -> int:
         """How many requests the ensemble has answered with success since the server started."""
         try:
