@@ -139,7 +139,8 @@ class CatalogueFiles:
         new, column = after.added.slice(self.before.num_added), self.contract.duration
         if column is None:
             return np.full(new.num_rows, np.nan, np.float32)
-        return new[column.name].to_pandas().to_numpy(np.float32)
+        durations: npt.NDArray[np.float32] = new[column.name].to_pandas().to_numpy(np.float32)
+        return durations
 
     def _change_page(self, after: Catalogue) -> None:
         from triton_repo.page_refresh import changed_page

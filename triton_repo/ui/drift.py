@@ -50,6 +50,16 @@ def of_categories(expected: Sequence[Any], actual: Sequence[Any]) -> float:
     return psi(*counts)
 
 
+def judged(name: str, value: float, count: int, least: int) -> dict[str, Any]:
+    """{"column", "psi", "count", "verdict"} of an index over `count` observations."""
+    return {
+        "column": name,
+        "psi": round(value, 4),
+        "count": count,
+        "verdict": verdict(value, count, least),
+    }
+
+
 def verdict(value: float, count: int, least: int) -> str:
     """In a word; with fewer than `least` observations chance alone moves the index."""
     if count < least:
@@ -62,7 +72,6 @@ def verdict(value: float, count: int, least: int) -> str:
 def row(
     name: str, expected: Sequence[Any], actual: Sequence[Any], least: int, *, numbers: bool
 ) -> dict[str, Any]:
-    """{"column", "psi", "count", "verdict"}; `count` is of the later sample."""
+    """`judged` of two samples; `count` is of the later one."""
     value = (of_numbers if numbers else of_categories)(expected, actual)
-    said = verdict(value, len(actual), least)
-    return {"column": name, "psi": round(value, 4), "count": len(actual), "verdict": said}
+    return judged(name, value, len(actual), least)

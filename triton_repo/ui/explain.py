@@ -24,8 +24,9 @@ def page_view(page: Page, shelf: Shelf) -> dict[str, Any]:
         shelf: of the bundle that answered.
     Returns:
         {"status", "version", "cursor", "rows": [{"kind", "title", "reason", "videos": [{"id",
-        "place", "rank", "score", "sources", "like", "propensity", "p_positive", "p_watched",
-        "watch_s"}]}], "videos": {id: Shelf.video}, "rules", "candidates", "stage_us"}.
+        "place", "rank", "ranked_place", "score", "sources", "like", "propensity", "p_positive",
+        "p_watched", "watch_s"}]}], "videos": {id: Shelf.video}, "rules", "candidates", "watched",
+        "stage_us"}.
     """
     record = json.loads(page.record)
     _, asked, _ = shelf.page.record_module.decode(page.record)
@@ -71,14 +72,17 @@ def _told(
     """What the record says of each video on the page, in order."""
     explained = record.get("explained", {})
     bits = record["page"]["sources"]
-    told = []
+    told: list[dict[str, Any]] = []
+    num_ranked = 0
     for place, row in enumerate(rows):
+        num_ranked += row in rank
         like = [seed for i, seed in enumerate(seeds) if bits[place] >> (_SEED + i) & 1]
         said = {
             name: explained[name][place] if name in explained else None
             for name in ("p_positive", "p_watched", "watch_s")
         }
         told.append({"row": row, "place": place + 1, "rank": rank.get(row), "like": like, **said})
+        told[-1]["ranked_place"] = num_ranked  # its place among those that the ranker ordered
     return told
 
 

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -172,11 +173,10 @@ def check_host(given: str, host: str) -> None:
     Raises:
         RefusedError: it is a foreign name.
     """
-    try:
+    name, is_address = "", False
+    with suppress(ValueError):
         name = urlsplit(f"//{given}").hostname or ""
         is_address = bool(ipaddress.ip_address(name))
-    except ValueError:
-        is_address = False
     opened = not is_loopback(host)
     if name and (is_loopback(name) or name == host.lower() or (opened and is_address)):
         return

@@ -14,8 +14,8 @@ from triton_repo.ui import drift, reference
 if TYPE_CHECKING:
     from triton_repo.ui.source import LiveSource
 
-LEAST_PAGES, LEAST_VIDEOS = 50, 2_000  # observations from which on drift is judged
-LEAST_TIMINGS = 20
+LEAST_PAGES = 50  # from which on drift is judged: videos of one page are much alike
+LEAST_TIMINGS = 100  # from which on a p99 is more than the slowest one
 _HELPFUL = ("score", "p_positive", "p_watched", "watch_s")
 
 
@@ -43,7 +43,7 @@ def health(source: LiveSource) -> dict[str, Any]:
 
 
 def latency(found: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """p50 and p99 in milliseconds by stage; a p99 of few requests is only the slowest one."""
+    """p50 and p99 in milliseconds by stage."""
     return [
         {
             "stage": stage,
@@ -147,9 +147,8 @@ def _requests(source: LiveSource, expected: dict[str, list[str]]) -> dict[str, A
 def _scores(source: LiveSource, expected: dict[str, list[float]]) -> dict[str, Any]:
     if not expected:
         return {"missing": "The log's requests are in the run: marquee ui --run RUN"}
-    rows = [
-        drift.row(name, expected[name], source.seen.values(name), LEAST_VIDEOS, numbers=True)
-        for name in _HELPFUL
-        if expected.get(name)
-    ]
-    return {"rows": rows, "least": LEAST_VIDEOS, "unit": "videos"}
+    seen, rows = source.seen, []
+    for name in filter(expected.get, _HELPFUL):
+        value = drift.of_numbers(expected[name], seen.values(name))
+        rows.append(drift.judged(name, value, len(seen.pages), LEAST_PAGES))
+    return {"rows": rows, "least": LEAST_PAGES, "unit": "pages"}

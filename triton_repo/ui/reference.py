@@ -15,7 +15,7 @@ from triton_repo.ui.explain import page_view
 from triton_repo.ui.seen import Seen
 from workflow.errors import MarqueeError
 from workflow.features.encoded import FeatureStore
-from workflow.features.spec import FIRST_VALUE, FeatureSpec
+from workflow.features.spec import FeatureSpec
 from workflow.frames import read_frame
 from workflow.run import Run
 
@@ -60,7 +60,7 @@ def _pages(source: LiveSource, run: Run) -> dict[str, Any]:
     for row in sample_requests(run, source.client.inputs(PAGE), NUM_PAGES):
         values = {name: value for name, [value] in row.items()}
         user, at = str(values.pop("user_id")), int(values.pop("time"))
-        page, ms = source.ask(user, at=at, context=values)
+        page, ms = source.ask(user, time=at, context=values)
         seen.add(page_view(page, source.shelf(page.version)), at, values, ms)
     said = {name: seen.values(name) for name in ("score", "p_positive", "p_watched", "watch_s")}
     return {"said": said, "shown": seen.videos(), "pages": len(seen.pages)}
@@ -173,13 +173,14 @@ class Log:
 
 def _raw(codes: npt.NDArray[Any], known: dict[str, Any]) -> npt.NDArray[Any]:
     """Encoded context as requests carry it; [n, 1]."""
-    whole = bool(known["values"]) and isinstance(known["values"][0], int)
-    value = dict(zip(known["index"], known["values"], strict=True))
-    nothing = -1 if whole else ""
-    found = [value.get(code, nothing) if code >= FIRST_VALUE else nothing for code in codes]
-    if whole:
-        return np.array(found, np.int64)[:, None]
-    return np.array([one.encode() for one in found], object)[:, None]
+    values = known["values"]
+    if values and isinstance(values[0], int):
+        numbers = dict(zip(known["index"], values, strict=True))
+        return np.array([[numbers.get(code, -1)] for code in codes], np.int64)
+    texts = {code: text.encode() for code, text in zip(known["index"], values, strict=True)}
+    result = np.empty((len(codes), 1), object)
+    result[:, 0] = [texts.get(code, b"") for code in codes]
+    return result
 
 
 def calibration(p: npt.NDArray[np.float64], label: npt.NDArray[np.float64]) -> dict[str, Any]:

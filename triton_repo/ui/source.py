@@ -130,7 +130,7 @@ class LiveSource:
     ) -> dict[str, Any]:
         if at is None:
             at = self.now(user)
-        page, ms = self.ask(user, at=at, cursor=cursor, context=dict(context))
+        page, ms = self.ask(user, time=at, cursor=cursor, context=dict(context))
         started = time.perf_counter()
         with self._lock:
             shelf = self.shelf(page.version)

@@ -66,8 +66,6 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
             return self.page.gather(known)
         if step == "ranker":
             return {"ranker_score": self.scores(known)}
-        if step == "page":
-            return self.explained(known, self.page.run(known))
         return super().run_step(step, known)
 
     def with_session_size(self, answer):
@@ -89,21 +87,22 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
             return known["candidate_score"]
         return self.ranker.score(known, known["candidate_row"])
 
-    def explained(self, known, made):
-        """For requests that want it, the record also has what retrieval and the heads said."""
-        wanted = known.get("want_record")
-        if wanted is None:
-            return made
-        for i in np.flatnonzero(wanted[:, 0] >= EXPLAINED):
-            alone = {name: values[i : i + 1] for name, values in known.items() if name in ASKED}
-            rows = made["page"][i, 0].rows
-            said = self.ranker.explain(alone, rows[None])
-            made["record"][i, 0] = self.page.record_module.explained(
-                made["record"][i, 0],
-                known["retrieved_row"][i],
-                {name: values[0] for name, values in said.items()},
-            )
-        return made
+    def run_steps(self, inputs):
+        known = super().run_steps(inputs)
+        if known.get("want_record") is not None:
+            for i in np.flatnonzero(known["want_record"][:, 0] >= EXPLAINED):
+                known["record"][i, 0] = self.explained(known, i)
+        return known
+
+    def explained(self, known, i):
+        """The record of a request with what retrieval and the ranker's heads said, too."""
+        alone = {name: known[name][i : i + 1] for name in ASKED}
+        said = self.ranker.explain(alone, known["page"][i, 0].rows[None])
+        return self.page.record_module.explained(
+            known["record"][i, 0],
+            known["retrieved_row"][i],
+            {name: values[0] for name, values in said.items()},
+        )
 
     def finish(self, answer):
         return self.page.finish(answer)

@@ -69,7 +69,11 @@ function people(users) {
     const known = users.find((one) => one.id === state.user);
     more.textContent = known ? about(known) : "";
   };
-  return h("div", { class: "field user" }, h("label", { for: "control-user" }, "User"), h("div", { class: "joined" }, input, users.length ? shuffle : null), list, more);
+  const adjust = h("button", { type: "button", class: "quiet adjust", id: "adjust", "aria-expanded": "false", "aria-controls": "controls", onclick: () => {
+    const isOpen = byId("controls").classList.toggle("is-open");
+    adjust.setAttribute("aria-expanded", String(isOpen));
+  } }, "Adjust");
+  return h("div", { class: "field user" }, h("label", { for: "control-user" }, "User"), h("div", { class: "joined" }, input, users.length ? shuffle : null, adjust), list, more);
 }
 
 function controls(users) {
@@ -95,7 +99,7 @@ async function load(note = null) {
     const before = note ? state.before : null;
     state.page = page;
     compare(page, before);
-    state.before = { rows: new Set(page.rows.map(rowKey)), ids: new Set(page.rows.flatMap((row) => row.videos.map((one) => one.id))) };
+    state.before = { rows: new Set(page.rows.map(rowKey)), places: new Map(page.rows.flatMap((row) => row.videos.map((one) => [one.id, one.ranked_place]))) };
     rows.replaceChildren(...page.rows.map((row) => rowOf(row, page.videos, (...chosen) => open(page, ...chosen))));
     const first = rows.querySelector(".tile");
     if (first) reach(first);
@@ -116,7 +120,10 @@ function compare(page, before) {
   if (!before) return;
   for (const row of page.rows) {
     row.isNew = !before.rows.has(rowKey(row));
-    for (const shown of row.videos) shown.isNew = !before.ids.has(shown.id);
+    for (const shown of row.videos) {
+      shown.isNew = !before.places.has(shown.id);
+      shown.up = row.kind === "top" && !shown.isNew ? before.places.get(shown.id) - shown.ranked_place : 0;
+    }
   }
 }
 
@@ -125,7 +132,13 @@ function changed(note, page) {
   const videos = page.rows.flatMap((row) => row.videos);
   const fresh = videos.filter((one) => one.isNew).length;
   const said = rows.length ? `${plural(rows.length, "row is", "rows are")} new: ${rows.slice(0, 3).join(", ")}${rows.length > 3 ? " …" : ""}.` : "No row is new.";
-  return `${note} ${said} ${fresh} of ${plural(videos.length, "video")} were not on the page before.`;
+  const text = `${note} ${said} ${fresh} of ${plural(videos.length, "video")} were not on the page before.`;
+  const go = h("button", { type: "button", class: "quiet", id: "to-new", onclick: () => {
+    const row = document.querySelector(".row.is-new");
+    row.scrollIntoView({ block: "center", behavior: "smooth" });
+    row.querySelector(".tile").focus({ preventScroll: true });
+  } }, "Show the new row");
+  return [text, rows.length ? go : null];
 }
 
 function notice(...texts) {
@@ -133,7 +146,7 @@ function notice(...texts) {
   const said = texts.filter(Boolean);
   element.hidden = said.length === 0;
   element.className = "notice";
-  element.replaceChildren(...said.map((text) => h("p", {}, text)));
+  element.replaceChildren(...said.map((text) => h("p", {}, ...[text].flat())));
 }
 
 function failed(error) {
@@ -151,11 +164,11 @@ function failed(error) {
 function strip(page) {
   const stages = Object.entries(page.stage_us ?? {});
   const total = stages.reduce((sum, [, us]) => sum + us, 0);
-  const bars = stages.map(([name, us]) => h("span", { class: `part ${name}`, vars: { "--us": us } }));
-  const words = stages.map(([name, us]) => h("li", { class: name }, STAGES[name] ?? name, h("b", {}, `${(us / 1000).toFixed(us < 995 ? 2 : 1)} ms`)));
+  const bars = stages.map(([name, us]) => h("span", { class: "part", "data-stage": name, vars: { "--us": us } }));
+  const words = stages.map(([name, us]) => h("li", { "data-stage": name }, STAGES[name] ?? name, h("b", {}, `${(us / 1000).toFixed(us < 995 ? 2 : 1)} ms`)));
   const videos = page.rows.reduce((sum, row) => sum + row.videos.length, 0);
   byId("strip").replaceChildren(
-    h("p", { class: "sum" }, h("strong", {}, `${(total / 1000).toFixed(1)} ms`), ` in Triton · ${plural(page.rows.length, "row")}, ${plural(videos, "video")} of ${plural(page.candidates, "candidate")} · ${moment(page.at)} UTC · bundle ${page.version}`),
+    h("p", { class: "sum" }, h("strong", {}, `${(total / 1000).toFixed(1)} ms`), ` in Triton · ${plural(page.rows.length, "row")}, ${plural(videos, "video")}, ${plural(page.candidates, "candidate")} ranked`, h("span", { class: "wide" }, ` · ${moment(page.at)} UTC · bundle ${page.version}`)),
     h("div", { class: "stack", "aria-hidden": "true" }, ...bars),
     h("ul", { class: "legend", "aria-label": "Milliseconds by stage" }, ...words),
   );

@@ -43,7 +43,7 @@ function sources(shown) {
   const like = shown.like.length ? `: ${shown.like.map((title) => `“${title}”`).join(", ")}` : "";
   return h(
     "ul",
-    { class: "sources" },
+    { class: "reasons" },
     ...shown.sources.map((name) => {
       const [title, why] = SOURCES[name] ?? [name, ""];
       return h("li", {}, h("strong", {}, title), h("span", {}, why + (name === "neighbour" ? like : "")));
@@ -59,8 +59,8 @@ function journey(shown, row, page) {
     steps.push(["Ranker alone", `#${shown.rank}`, `of ${whole(page.candidates)} candidates`]);
   }
   const inRow = row.videos.indexOf(shown) + 1;
-  steps.push(["On this page", `#${shown.place}`, `row “${row.title}”, place ${inRow}`]);
-  const moved = shown.rank === null ? 0 : shown.rank - shown.place;
+  steps.push(["On this page", `#${shown.place}`, `place ${inRow} of “${row.title}”`]);
+  const moved = shown.rank === null ? 0 : shown.rank - shown.ranked_place;
   let change = "Rows and variety left it where the ranker had it.";
   if (moved > 0) change = `Rows and variety moved it ${plural(moved, "place")} up.`;
   if (moved < 0) change = `Rows and variety moved it ${plural(-moved, "place")} down.`;

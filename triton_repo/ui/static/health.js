@@ -5,7 +5,7 @@ import { byId, h, moment, plural, s, whole } from "./dom.js";
 
 const WORDS = { steady: "steady", moved: "moved", drifted: "drifted", "too few": "too few to say", ok: "" };
 const NAMES = {
-  answer: "whole answer, as the gateway waits", query_tower: "query tower", retrieval: "retrieval", sources: "sources, rules",
+  answer: "answer, explained", query_tower: "query tower", retrieval: "retrieval", sources: "sources, rules",
   ranker: "ranker", page: "page", score: "score", p_positive: "P(positive)", p_watched: "P(watched)", watch_s: "expected watch time",
 };
 const named = (name) => NAMES[name] ?? name.replaceAll("_", " ");
@@ -25,10 +25,16 @@ function table(heads, rows) {
 
 const pill = (verdict) => h("span", { class: `pill ${verdict.replace(" ", "-")}` }, WORDS[verdict] ?? verdict);
 
+const one = (unit) => unit.replace(/s$/, "");
+
 function driftTable(part) {
   if (part.missing) return missing(part);
-  const rows = part.rows.map((row) => [named(row.column), row.verdict === "too few" ? "–" : row.psi.toFixed(3), `${whole(row.count)}`, pill(row.verdict)]);
-  return h("div", {}, table(["column", "PSI", part.unit, ""], rows), h("p", { class: "dim" }, `Judged from ${plural(part.least, part.unit.replace(/s$/, ""))} on.`));
+  const most = Math.max(0, ...part.rows.map((row) => row.count));
+  if (part.rows.every((row) => row.verdict === "too few")) {
+    return h("p", { class: "missing" }, `Too few to say: ${plural(most, one(part.unit))} so far, judged from ${whole(part.least)} on (${part.rows.map((row) => named(row.column)).join(", ")}).`);
+  }
+  const rows = part.rows.map((row) => [named(row.column), row.verdict === "too few" ? "–" : row.psi.toFixed(3), whole(row.count), pill(row.verdict)]);
+  return table(["column", "PSI", part.unit, ""], rows);
 }
 
 function calibration(part) {
@@ -39,7 +45,7 @@ function calibration(part) {
   const y = (p) => size - pad - (p / most) * (size - pad - 8);
   const points = part.bins.map((bin) => s("circle", { cx: x(bin.predicted), cy: y(bin.observed), r: 4.5, class: "point" }, s("title", {}, `predicted ${bin.predicted}, observed ${bin.observed}, ${bin.count} events`)));
   const ticks = [0, most / 2, most].flatMap((p) => [
-    s("text", { x: x(p), y: size - 12, "text-anchor": "middle" }, p.toFixed(2)),
+    s("text", { x: x(p), y: size - 12, "text-anchor": p === most ? "end" : "middle" }, p.toFixed(2)),
     s("text", { x: pad - 6, y: y(p) + 4, "text-anchor": "end" }, p.toFixed(2)),
   ]);
   const plot = s(
@@ -60,7 +66,7 @@ function split(part) {
 
 function latency(rows, triton) {
   const here = rows.length
-    ? table(["here", "p50 ms", "p99 ms", "pages", ""], rows.map((row) => [named(row.stage), row.p50_ms.toFixed(2), row.p99_ms.toFixed(2), whole(row.count), row.verdict === "ok" ? "" : pill(row.verdict)]))
+    ? table([plural(rows[0].count, "page"), "p50 ms", "p99 ms"], rows.map((row) => [named(row.stage), row.p50_ms.toFixed(2), row.verdict === "ok" ? row.p99_ms.toFixed(2) : "too few"]))
     : h("p", { class: "missing" }, "No page was asked for yet.");
   const there = triton.missing ? missing(triton) : table(["Triton, since its start", "mean ms", "users"], triton.stages.map((row) => [named(row.stage), row.mean_ms.toFixed(2), whole(row.count)]));
   return [here, there];
@@ -74,13 +80,13 @@ function shown(value) {
       ["users", whole(bundle.num_users)], ["log ends", `${moment(bundle.log_end)} UTC`], ["diversity", bundle.diversity], ["places drawn by chance", String(bundle.explore_slots)],
     ])),
     card("A/B split", null, split(value.split)),
-    card("Latency", "Server milliseconds of each stage, for the batch that a page was in.", ...latency(value.latency, value.triton)),
+    card("Latency", "Milliseconds of each stage on the server. What the drawers tell is made on top of that, and only for this page: it is in the whole answer's time.", ...latency(value.latency, value.triton)),
     card("Coverage", `Share of the catalogue of ${plural(coverage.num_videos, "video")} that was on a page.`,
       table(["of", "pages", "videos", "share"], coverage.parts.map((part) => [part.of, whole(part.pages), whole(part.videos), `${(part.share * 100).toFixed(1)}%`]))),
     card("Calibration", "What the served ranker says of events that training did not see, and what happened.", calibration(value.calibration)),
     card("Drift of scores", "Pages seen here against pages for the log's own requests.", driftTable(drift.scores)),
     card("Drift of requests", "Requests seen here against the training part of the log. What is tried out here is chosen by hand, so it may well differ.", driftTable(drift.requests)),
-    card("Drift of features", "The last days of the log against training: population stability index, below 0.1 steady, from 0.25 drifted.", driftTable(drift.log)),
+    card("Drift of features", "The last days of the log against training: population stability index, below 0.1 steady, from 0.25 drifted. Counts grow with the log, and a few days have few weekdays: these move by themselves.", driftTable(drift.log)),
   ];
 }
 

@@ -29,9 +29,10 @@ function tile(video, shown, row, open) {
   const badges = [];
   if (row.kind === "continue") badges.push(h("span", { class: "badge go", "aria-hidden": "true" }, "▶"));
   if (shown.sources.includes("explore")) badges.push(h("span", { class: "badge chance" }, "by chance"));
+  if (shown.up > 1) badges.push(h("span", { class: "badge up" }, `▲ ${shown.up}`));
   if (shown.isNew) badges.push(h("span", { class: "badge fresh" }, "new here"));
   const facts = [video.groups.slice(0, 2).join(", "), minutes(video.duration_s)].filter(Boolean).join(" · ");
-  const said = [video.title, facts, shown.isNew ? "new on this page" : ""].filter(Boolean).join(", ");
+  const said = [video.title, facts, shown.isNew ? "new on this page" : "", shown.up > 1 ? `${shown.up} places up` : ""].filter(Boolean).join(", ");
   return h(
     "li",
     {},
