@@ -37,6 +37,8 @@ class Fake:
         self.asked.append((user, options))
         if user == "gone":
             raise ServingError("no Triton server answers", next_step="marquee serve --run RUN")
+        if user == "odd":
+            raise ServingError("user_id 'odd' is not a number", expected="int64")
         if user == "broken":
             raise ZeroDivisionError("half\na line")
         return {"user": user}
@@ -194,6 +196,7 @@ def test_questions_that_are_not_understood(gateway: Gateway, target: str) -> Non
 def test_errors_say_what_and_what_next(gateway: Gateway) -> None:
     status, told = error(ask(gateway, "/api/page?user=gone"))
     assert (status, told["next"]) == (502, "marquee serve --run RUN")
+    assert error(ask(gateway, "/api/page?user=odd"))[0] == 400
     status, told = error(ask(gateway, "/api/page?user=broken"))
     assert (status, told["what"]) == (500, "ZeroDivisionError: half a line")
     assert error(ask(gateway, "/api/watch", "POST", WATCH | {"user": "locked"}, JSON))[0] == 503

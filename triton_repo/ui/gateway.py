@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from triton_repo.access import is_loopback
 from triton_repo.ui.source import Source
-from workflow.errors import ConfigError, MarqueeError, ServingError, StateUnavailableError
+from workflow.errors import MarqueeError, ServingError, StateUnavailableError
 
 STATIC = Path(__file__).parent / "static"
 FILES = {
@@ -257,9 +257,9 @@ def _status(error: MarqueeError) -> int:
         return error.status
     if isinstance(error, StateUnavailableError):
         return HTTPStatus.SERVICE_UNAVAILABLE
-    if isinstance(error, ServingError):
-        return HTTPStatus.BAD_GATEWAY
-    return HTTPStatus.BAD_REQUEST if isinstance(error, ConfigError) else 500
+    if isinstance(error, ServingError):  # what was expected, it says of the request's values
+        return HTTPStatus.BAD_REQUEST if error.expected else HTTPStatus.BAD_GATEWAY
+    return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def _json(status: int, value: dict[str, Any]) -> Reply:

@@ -158,7 +158,9 @@ class LiveSource:
         known = self.client.inputs(EVENTS)
         row = self.newest.row_of(video)
         if row is None:
-            raise ServingError("the bundle has no such video", found=video[:100])
+            raise ServingError(
+                "the bundle has no such video", expected="an id of it", found=video[:100]
+            )
         kept = self.client.watched(
             user,
             video,
