@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import psutil
 import pytest
@@ -21,25 +22,26 @@ from triton_repo.page_tensors import STEPS
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 360, "height": 740}
 
 
-@pytest.fixture(scope="module")
-def process(
-    marquee: Any, sim_run: Any, sim_server: dict[str, Any]
-) -> Iterator[subprocess.Popen[str]]:
-    """`marquee ui` beside the session's server."""
-    process = marquee.start("ui", "--run", sim_run.folder, "--port", 0, "--json")
-    yield process
-    process.send_signal(signal.SIGINT)
-    result = marquee.finish(process, 60)
+@contextmanager
+def showing(marquee: Any, *words: Any) -> Iterator[dict[str, Any]]:
+    """`marquee ui` until the block ends; yields what it printed, and its process id."""
+    process = marquee.start("ui", *words, "--port", 0, "--json")
+    try:
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        yield {**json.loads(line), "pid": process.pid}
+    finally:
+        process.send_signal(signal.SIGINT)
+        result = marquee.finish(process, 60)
     assert result.status == 0, result.err
 
 
 @pytest.fixture(scope="module")
-def announced(process: subprocess.Popen[str]) -> dict[str, Any]:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line, process.communicate()[1]
-    found: dict[str, Any] = json.loads(line)
-    return found
+def announced(marquee: Any, sim_run: Any, sim_server: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """`marquee ui` beside the session's server."""
+    with showing(marquee, "--run", sim_run.folder) as found:
+        assert found["grpc_url"] == sim_server["grpc_url"]
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -349,14 +351,55 @@ def test_who_may_ask(announced: dict[str, Any], users: list[str]) -> None:
     assert status == 400 and "device" in found["error"]["expected"]
 
 
-def test_it_listens_on_this_machine_only(
-    process: subprocess.Popen[str], announced: dict[str, Any]
-) -> None:
-    listening = [
-        one.laddr for one in psutil.Process(process.pid).net_connections() if one.status == "LISTEN"
-    ]
+def test_it_listens_on_this_machine_only(announced: dict[str, Any]) -> None:
+    connections = psutil.Process(announced["pid"]).net_connections()
+    listening = [one.laddr for one in connections if one.status == "LISTEN"]
     assert [one.ip for one in listening] == ["127.0.0.1"]
     assert urlsplit(announced["url"]).port == listening[0].port
+
+
+def test_data_that_declares_nothing_for_the_page(
+    marquee: Any, clip_run: Any, clip_server: dict[str, Any]
+) -> None:
+    """String ids, neither users nor labels nor watch times."""
+    with showing(marquee, "--run", clip_run.folder) as announced:
+        _, setup = ask(announced, "GET", "/api/setup")
+        names = {one["name"] for one in setup["context"]}
+        assert names == {"device", "app", "slot"} and setup["label"] is None
+        _, found = ask(announced, "GET", "/api/users")
+        user = found["users"][2]
+        assert user["id"].startswith("vü-") and user["watches"] > 0 and user["country"] is None
+        query = urlencode({"user": user["id"], "device": "phone", "app": "télé", "slot": 3})
+        status, page = ask(announced, "GET", f"/api/page?{query}")
+        shown = [video for row in page["rows"] for video in row["videos"]]
+        assert status == 200 and len({one["id"] for one in shown}) == len(shown) >= 100
+        assert all(one["p_positive"] is None and one["watch_s"] is None for one in shown)
+        assert all(0 < one["p_watched"] < 1 for one in shown)
+        query = urlencode({"id": shown[0]["id"]})
+        assert ask(announced, "GET", f"/api/video?{query}")[1]["title"]
+        body = {"user": user["id"], "video": shown[0]["id"], "watch_s": 5, "label": 1}
+        kind = {"Content_Type": "application/json"}
+        status, kept = ask(announced, "POST", "/api/watch", body, **kind)
+        assert status == 200 and kept["num_events"] >= 1
+        status, health = ask(announced, "GET", "/api/health")
+        assert status == 200 and "no label" in health["calibration"]["missing"]
+
+
+def test_a_deployment_says_what_it_serves(
+    marquee: Any, sim_run: Any, serve_deployment: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "deployment"
+    marquee.json("deploy", sim_run.folder, "--deployment", folder)
+    assert "no server of" in marquee("ui", "--deployment", folder, "--port", 0, "--no-open").error
+    with serve_deployment(folder), showing(marquee, "--deployment", folder) as announced:
+        _, found = ask(announced, "GET", "/api/users")
+        user = found["users"][1]["id"]
+        status, page = ask(announced, "GET", f"/api/page?user={user}&device=web")
+        assert status == 200 and len(page["rows"]) > 10 and page["version"] == announced["version"]
+        _, health = ask(announced, "GET", "/api/health")
+        assert health["split"]["live"] == announced["version"]
+        assert health["split"]["seen"] == {str(announced["version"]): 1}
+        assert "in the run" in health["drift"]["log"]["missing"]
 
 
 def test_what_cannot_be_shown(marquee: Any, sim_run: Any, tmp_path: Any) -> None:

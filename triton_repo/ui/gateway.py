@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -265,8 +264,3 @@ def _status(error: MarqueeError) -> int:
 def _json(status: int, value: dict[str, Any]) -> Reply:
     body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
     return Reply(int(status), "application/json; charset=utf-8", body)
-
-
-def took_ms(started: float) -> float:
-    """Milliseconds since `started` (time.perf_counter)."""
-    return round(1000 * (time.perf_counter() - started), 2)

@@ -1,4 +1,4 @@
-"""The health tab: drift, calibration, coverage, latency, bundle, split. Slow parts once."""
+"""The health tab: drift, calibration, coverage, latency, bundle, split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from triton_repo.ui import drift, reference
+from triton_repo.ui import drift
 
 if TYPE_CHECKING:
     from triton_repo.ui.source import LiveSource
@@ -19,14 +19,15 @@ LEAST_TIMINGS = 100  # from which on a p99 is more than the slowest one
 _HELPFUL = ("score", "p_positive", "p_watched", "watch_s")
 
 
-def health(source: LiveSource) -> dict[str, Any]:
+def health(source: LiveSource, known: dict[str, Any]) -> dict[str, Any]:
     """Everything that the tab shows, as JSON.
 
+    Args:
+        known: reference.read_log of the source.
     Returns:
         {"bundle", "latency", "triton", "coverage", "split", "calibration", "drift": {"log",
         "requests", "scores"}}; where something cannot be said there is {"missing": why}.
     """
-    known = reference.of(source)
     return {
         "bundle": _bundle(source),
         "latency": latency(source.seen.latencies()),

@@ -30,16 +30,14 @@ CALIBRATION_BINS = 10
 Frame = Any
 
 
-def of(source: LiveSource) -> dict[str, Any]:
-    """Made at the first call; a run's log does not change while it is served."""
-    known: dict[int, dict[str, Any]] = source.__dict__.setdefault("_reference", {})
-    version = source.newest.version
-    if version not in known:
-        known[version] = _made(source)
-    return known[version]
+def read_log(source: LiveSource) -> dict[str, Any]:
+    """What the live bundle is compared with; takes seconds.
 
-
-def _made(source: LiveSource) -> dict[str, Any]:
+    Returns:
+        {"log": drift of the log itself, "calibration", "requests": {column: raw values in
+        training}, "said": {name: what the bundle says of videos on pages of the log's requests},
+        "shown": ids on these, "pages": how many}; {"missing": why} or nothing without a log.
+    """
     run = source.served.run
     if run is None:
         why = {"missing": "The log is in the run: marquee ui --run RUN"}

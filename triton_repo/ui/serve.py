@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import webbrowser
 from collections.abc import Iterator
@@ -77,8 +78,8 @@ def _serve(
             try:
                 url = f"http://{_named(host)}:{web.server_port}/"
                 _announce(output, served, url, version, host)
-                if opens:
-                    webbrowser.open(url)
+                if opens and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+                    webbrowser.open(url)  # without a display, a text browser would take over
                 threading.Event().wait()
             finally:
                 web.shutdown()

@@ -16,6 +16,7 @@ from triton_repo.page_answer import Page
 from triton_repo.server import RunningServer
 from triton_repo.ui.explain import page_view
 from triton_repo.ui.health import health
+from triton_repo.ui.reference import read_log
 from triton_repo.ui.seen import Seen
 from triton_repo.ui.shelf import Shelf
 from workflow.errors import BundleError, ServingError, StateUnavailableError
@@ -87,7 +88,9 @@ class LiveSource:
         self.served, self.client, self.contract = served, client, contract
         self.seen = Seen()
         self._shelves: dict[int, Shelf] = {}
-        self._lock = threading.Lock()  # the page stage's arrays of marks are not for two threads
+        self._logs: dict[int, dict[str, Any]] = {}  # what health compares with, by bundle
+        self._lock = threading.Lock()  # of `seen`
+        self._reading = threading.Lock()  # of `_logs`
 
     def shelf(self, version: int) -> Shelf:
         """The files of a bundle."""
@@ -132,9 +135,8 @@ class LiveSource:
             at = self.now(user)
         page, ms = self.ask(user, time=at, cursor=cursor, context=dict(context))
         started = time.perf_counter()
+        view = page_view(page, self.shelf(page.version))
         with self._lock:
-            shelf = self.shelf(page.version)
-            view = page_view(page, shelf)
             self.seen.add(view, at, context, ms)
         explain_ms = 1000 * (time.perf_counter() - started)
         took = {"answer_ms": round(ms, 2), "explain_ms": round(explain_ms, 2)}
@@ -171,8 +173,12 @@ class LiveSource:
         return {"num_events": kept.num_events, "last": kept.last_time, "next": kept.last_time + 1}
 
     def health(self) -> dict[str, Any]:
+        version = self.newest.version
+        with self._reading:
+            if version not in self._logs:  # the log does not change while it is served
+                self._logs[version] = read_log(self)
         with self._lock:
-            return health(self)
+            return health(self, self._logs[version])
 
     # --- time ------------------------------------------------------------------------------------
     @cached_property

@@ -58,8 +58,9 @@ function journey(shown, row, page) {
   } else {
     steps.push(["Ranker alone", `#${shown.rank}`, `of ${whole(page.candidates)} candidates`]);
   }
-  const inRow = row.videos.indexOf(shown) + 1;
-  steps.push(["On this page", `#${shown.place}`, `place ${inRow} of “${row.title}”`]);
+  const inRow = `place ${row.videos.indexOf(shown) + 1} of “${row.title}”`;
+  if (shown.rank === null) steps.push(["On this page", `#${shown.place}`, inRow]);
+  else steps.push(["On this page", `#${shown.ranked_place}`, `of the ranked ones: ${inRow}`]);
   const moved = shown.rank === null ? 0 : shown.rank - shown.ranked_place;
   let change = "Rows and variety left it where the ranker had it.";
   if (moved > 0) change = `Rows and variety moved it ${plural(moved, "place")} up.`;
