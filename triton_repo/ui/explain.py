@@ -54,7 +54,7 @@ def page_view(page: Page, shelf: Shelf) -> dict[str, Any]:
         "videos": {shelf.id_of(row): shelf.video(row) for row in rows},
         "rules": rules_removed(record, request, shelf, viewer, past, shown),
         "candidates": int(np.count_nonzero(request.candidate_row)),
-        "watched": len(past.watched),
+        "watched": len(past.watched) if shelf.settings["exclude_watched"] else 0,
         "stage_us": page.stage_us,
     }
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from triton_repo.ui.source import LiveSource
 
 NUM_PAGES = 60  # asked for the log's requests: their scores are what scores are compared with
-MOST_EVENTS = 100_000  # read of each part of the log
+MOST_EVENTS, MOST_FILES = 100_000, 4  # read of each part of the log
 NUM_JUDGED = 4_000  # held-out events whose predictions are compared with what happened
 LEAST_EVENTS = 200
 CALIBRATION_BINS = 10
@@ -76,6 +76,8 @@ class Log:
         import pandas as pd
 
         files = self.store.samples(part)
+        if len(files) > MOST_FILES:
+            files = [files[i] for i in np.linspace(0, len(files) - 1, MOST_FILES).astype(int)]
         each = -(-MOST_EVENTS // max(len(files), 1))
         frames = []
         for path in files:

@@ -42,7 +42,6 @@ class Shelf:
         self.user_id = self._array("query_tower", "user_id")
         self.published = self._array("ranker", "publish_time")
         self.duration_s = self._array("ranker", "duration_s")
-        self._rows: dict[str, int] | None = None
 
     # --- videos ----------------------------------------------------------------------------------
     @property
@@ -56,9 +55,15 @@ class Shelf:
 
     def row_of(self, video_id: str) -> int | None:
         """The row of a raw id, None where the bundle does not have it."""
-        if self._rows is None:
-            self._rows = {self.id_of(row): row for row in range(1, self.num_videos + 1)}
-        return self._rows.get(video_id)
+        ids, rows = (self._array("query_tower", name) for name in ("video_id", "video_row"))
+        if ids.dtype.kind == "S":
+            wanted: bytes | int = video_id.encode()
+        elif video_id.removeprefix("-").isdecimal() and abs(int(video_id)) < _ALWAYS:
+            wanted = int(video_id)
+        else:
+            return None
+        at = int(np.searchsorted(ids, wanted))
+        return int(rows[at + 1]) if at < len(ids) and ids[at] == wanted else None
 
     def title(self, row: int) -> str:
         """A video's title, or its id."""
@@ -119,7 +124,7 @@ class Shelf:
         if len(counts) == 0:
             return []
         order = np.argsort(-counts, kind="stable")
-        places = np.linspace(0.01, 0.99, count) ** 2 * (len(order) - 1)
+        places = np.linspace(0, 1, count) ** 2 * (len(order) - 1)
         rows = dict.fromkeys(order[places.astype(int)] + 1)
         return [self.viewer(int(row)) for row in rows]
 

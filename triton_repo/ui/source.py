@@ -106,19 +106,9 @@ class LiveSource:
     # --- routes ----------------------------------------------------------------------------------
     def setup(self) -> dict[str, Any]:
         """What the page has to know before the first row."""
-        shelf, label = self.newest, None
-        if self.contract is not None and (column := self.contract.events.one("label")):
-            label = column.name
-        return {
-            "name": self.served.name,
-            "title": (self.contract.title or self.contract.name) if self.contract else "",
-            "version": shelf.version,
-            "num_videos": shelf.num_videos,
-            "num_users": len(shelf.user_id),
-            "now": self.log_end + 1,
-            "label": label,
-            **shelf.controls(),
-        }
+        column = None if self.contract is None else self.contract.events.one("label")
+        label = None if column is None else column.name
+        return {"name": self.served.name, "label": label, **self.newest.controls()}
 
     def users(self) -> list[dict[str, Any]]:
         return self.newest.users()
@@ -134,13 +124,10 @@ class LiveSource:
         if at is None:
             at = self.now(user)
         page, ms = self.ask(user, time=at, cursor=cursor, context=dict(context))
-        started = time.perf_counter()
         view = page_view(page, self.shelf(page.version))
         with self._lock:
             self.seen.add(view, at, context, ms)
-        explain_ms = 1000 * (time.perf_counter() - started)
-        took = {"answer_ms": round(ms, 2), "explain_ms": round(explain_ms, 2)}
-        return {"user": user, "at": at, **view, **took}
+        return {"user": user, "at": at, **view}
 
     def ask(self, user: str, **options: Any) -> tuple[Page, float]:
         """(explained page, milliseconds until it was here)."""
