@@ -254,8 +254,15 @@ def test_bodies_on_the_socket(web: WebServer, gateway: Gateway) -> None:
     text = json.dumps(WATCH).encode()
     answer, read = talk(web, "POST", "/api/watch", text, Content_Type="application/json")
     assert (answer.status, json.loads(read)) == (200, {"next": 10})
-    assert talk(web, "POST", "/api/watch", b"x" * (LONGEST_BODY + 1))[0].status == 413
-    assert talk(web, "POST", "/api/watch", None, Content_Length="-1")[0].status == 411
+    for status, asked_for in (
+        (413, talk(web, "POST", "/api/watch", b"x" * (LONGEST_BODY + 1))),
+        (411, talk(web, "POST", "/api/watch", None, Content_Length="-1")),
+        (414, talk(web, "GET", "/api/page?cursor=" + "x" * 70_000)),
+        (501, talk(web, "PUT", "/api/watch", b"{}")),
+    ):
+        answer, read = asked_for
+        assert answer.status == status and answer.headers["Connection"] == "close"
+        assert json.loads(read)["error"]["what"]
     answer, read = talk(web, "HEAD", "/")
     assert answer.status == 200 and read == b"" and int(answer.headers["Content-Length"]) > 500
     assert len(asked(gateway)) == 1

@@ -106,10 +106,10 @@ class Gateway:
                 return Reply(200, f"{kind}; charset=utf-8", (STATIC / name).read_bytes())
             return _json(200, self._api(request, path))
         except MarqueeError as error:
-            return _failure(error)
+            return failure(error)
         except Exception as error:  # the page says what; the gateway goes on
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            return _failure(MarqueeError(what, next_step="start marquee ui again"), 500)
+            return failure(MarqueeError(what, next_step="start marquee ui again"), 500)
 
     def _api(self, request: Request, path: str) -> dict[str, Any]:
         routes: dict[str, tuple[str, Callable[[Request], dict[str, Any]]]] = {
@@ -246,7 +246,8 @@ def _whole(value: Any, name: str) -> int | None:
     return number
 
 
-def _failure(error: MarqueeError, status: int | None = None) -> Reply:
+def failure(error: MarqueeError, status: int | None = None) -> Reply:
+    """An error as JSON."""
     told = {"what": error.what, "expected": error.expected, "found": error.found}
     return _json(status or _status(error), {"error": {**told, "next": error.next_step}})
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import socket
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
 
-from triton_repo.ui.gateway import HEADERS, LONGEST_BODY, Gateway, Request
+from triton_repo.ui.gateway import (
+    HEADERS,
+    LONGEST_BODY,
+    Gateway,
+    RefusedError,
+    Reply,
+    Request,
+    failure,
+)
 from workflow.errors import ServingError
 
 TIMEOUT_S = 30.0  # a connection on which nothing comes is closed
@@ -61,16 +70,27 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > LONGEST_BODY:
-            self.close_connection = True
-            self.send_error(413 if length.isdecimal() else 411)
-            return
-        self._answer(self.rfile.read(int(length)))
+        if not length.isdecimal():
+            self.send_error(HTTPStatus.LENGTH_REQUIRED)
+        elif int(length) > LONGEST_BODY:
+            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        else:
+            self._answer(self.rfile.read(int(length)))
 
     def _answer(self, body: bytes) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        reply = self.server.gateway.respond(Request(self.command, self.path, headers, body))
+        self._send(self.server.gateway.respond(Request(self.command, self.path, headers, body)))
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What HTTP itself refuses is JSON, too; the rest of the connection is not read."""
+        self.close_connection = True
+        status = HTTPStatus(code)
+        self._send(failure(RefusedError(status, message or status.description or status.phrase)))
+
+    def _send(self, reply: Reply) -> None:
         self.send_response(reply.status)
+        if self.close_connection:
+            self.send_header("Connection", "close")
         for name, value in HEADERS.items():
             self.send_header(name, value)
         self.send_header("Content-Type", reply.kind)

@@ -15,9 +15,9 @@ async function answerOf(path, options) {
     if (error.name === "AbortError") throw error;
     throw new ApiError({ what: "The gateway does not answer", next: "start marquee ui again" });
   }
-  const value = await answer.json();
-  if (!answer.ok) throw new ApiError(value.error);
-  return value;
+  const value = await answer.json().catch(() => null);
+  if (answer.ok && value) return value;
+  throw new ApiError(value?.error ?? { what: `The gateway's answer ${answer.status} is not understood` });
 }
 
 /** get("page", { user, cursor }); empty values are left out. */
