@@ -86,12 +86,12 @@ class Stage:
         return self.ask(self.session, inputs, rows, inputs["candidate_score"])[0]
 
     def explain(self, inputs, rows):
-        """What each head says of videos, {name: float32 [n, k]}; nothing where nothing ranks.
+        """What each head says of videos, {name: float32 [n, k]}; nothing without a ranker.
 
         p_positive (where there are labels) and p_watched are calibrated; watch_s is in seconds, if
         the video is watched. Made for who asks: the graph is opened at the first call.
         """
-        if not self.ranks or not (self.folder / "tasks.onnx").exists():
+        if not self.ranks or rows.size == 0:  # the graph takes at least one video
             return {}
         if self.tasks is None:
             self.tasks = open_session(self.folder / "tasks.onnx")
