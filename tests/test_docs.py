@@ -214,12 +214,12 @@ def tree() -> set[str]:
 
 
 def files_of_packages() -> set[str]:
-    """What the tree has to list: every file, except in configs/ and templates/, and __init__.py."""
+    """What the tree has to list: every file but those in configs/, templates/ and static/."""
     files = set()
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*"):
             inside = set(path.relative_to(ROOT).parts[:-1])
-            if path.is_file() and not inside & {"configs", "templates", "__pycache__"}:
+            if path.is_file() and not inside & {"configs", "templates", "static", "__pycache__"}:
                 files.add(by_name(path))
     return {file for file in files if not file.endswith("__init__.py")}
 

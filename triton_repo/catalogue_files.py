@@ -130,6 +130,17 @@ class CatalogueFiles:
         if self._path("ranker", "publish_time.npy").exists():
             assert new.publish_time is not None
             self._append("ranker", "publish_time", new.publish_time)
+        if self._path("ranker", "duration_s.npy").exists():
+            self._append("ranker", "duration_s", self._durations(after))
+
+    def _durations(self, after: Catalogue) -> npt.NDArray[np.float32]:
+        """Seconds that the new videos last, NaN where not known; float32 [n]."""
+        assert after.added is not None
+        new, column = after.added.slice(self.before.num_added), self.contract.duration
+        if column is None:
+            return np.full(new.num_rows, np.nan, np.float32)
+        durations: npt.NDArray[np.float32] = new[column.name].to_pandas().to_numpy(np.float32)
+        return durations
 
     def _change_page(self, after: Catalogue) -> None:
         from triton_repo.page_refresh import changed_page

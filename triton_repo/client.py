@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from triton_repo.access import NOBODY, Credentials, connect
 from triton_repo.page_answer import OUTPUTS, Page, page_of
+from triton_repo.page_tensors import PAGE_TIMINGS
 from triton_repo.tensors import TIMINGS
 from workflow.errors import ServingError, StateUnavailableError
 
@@ -188,6 +189,8 @@ class Client:
         context: dict[str, str | int | None] | None = None,
         cursor: str = "",
         record: bool = False,
+        explain: bool = False,
+        timing: bool = False,
     ) -> Page:
         """The homepage for a user now: titled rows of videos.
 
@@ -197,6 +200,8 @@ class Client:
                 data has no column for; what is left out or None counts as not known.
             cursor: that of the page before, for the rows after it.
             record: ask for the log record that the page can be made from again.
+            explain: ask for one that also says what the ranker's heads think of each video.
+            timing: ask how long each stage took too.
         Raises:
             ServingError: a value or name the server does not take, or no (good) answer.
         """
@@ -207,8 +212,9 @@ class Client:
             expected = "one of " + ", ".join(known)
             raise ServingError(f"no context column {unknown[0]}", expected=expected)
         values = {"user_id": user_id, "time": time, **context, "cursor": cursor or None}
-        values["want_record"] = int(record) or None
-        wanted = OUTPUTS + (("record",) if record else ())
+        values["want_record"] = 2 if explain else int(record) or None
+        wanted = OUTPUTS + (("record",) if record or explain else ())
+        wanted += PAGE_TIMINGS if timing else ()
         answer = self._infer(PAGE, values, wanted)
         tensors = {name: answer.as_numpy(name) for name in wanted}
         return page_of(tensors, int(answer.get_response().model_version))
@@ -248,6 +254,21 @@ class Client:
             ServingError: no answer.
         """
         return _user_events(self._infer(EVENTS, {"user_id": user_id}))
+
+    def version(self, model: str | None = None) -> int:
+        """Of the bundle that a served model answers with; of the ensemble if none is given.
+
+        Raises:
+            ServingError: no server answers, or it does not serve the model.
+        """
+        model = model or self.model
+        try:
+            answer = self._client.get_model_metadata(
+                model, as_json=True, client_timeout=self.timeout_s
+            )
+        except InferenceServerException as error:
+            raise self._error(error, model) from error
+        return max(int(version) for version in answer["versions"])
 
     def request_count(self) -> int:
         """How many requests the ensemble has answered with success since the server started."""

@@ -20,7 +20,7 @@ from models.weights import fold_videos, query_weights, ranker_weights
 from triton_repo.bundle import next_version, seal
 from triton_repo.catalogue import Catalogue, prune
 from triton_repo.catalogue_files import CatalogueFiles
-from triton_repo.graph import Slot, save_graph
+from triton_repo.graph import Slot, save_graph, save_parts
 from triton_repo.page_export import export_page
 from triton_repo.page_tensors import FUSED_PAGE, PAGE, PAGE_STAGE, page_tensors
 from triton_repo.quantise import quantised
@@ -185,7 +185,8 @@ class _Exporter:
     # --- ranker ----------------------------------------------------------------------------------
     def ranker(self) -> None:
         target = self._stage("ranker")
-        weights = ranker_weights(load_ranker(self.run, self.config, self.tables))
+        model = load_ranker(self.run, self.config, self.tables)
+        weights = ranker_weights(model)
         fields = [f.name for f in self.video_features if f.kind != "continuous"]
         values = [f.name for f in self.video_features if f.kind == "continuous"]
         cross = [f.name for f in self.spec.of_group("cross")]
@@ -193,7 +194,9 @@ class _Exporter:
         if self.config.serving.ranker != "none":
             graph = ranker_graph(weights, layout)
             reduced = self.config.serving.ranker == "int8"
-            save_graph(quantised(graph) if reduced else graph, target / "ranker.onnx")
+            tasks = tuple(one.name for one in graph.graph.output)[1:]
+            parts = {"ranker": ("score",), "tasks": tasks}
+            save_parts(quantised(graph) if reduced else graph, target, parts)
         encoded, numbers = (
             {name: np.asarray(self.store.video(name)) for name in names}
             for names in (fields, values)
@@ -204,6 +207,11 @@ class _Exporter:
         self._save(target, "video_id", self._video_ids())
         if cross:
             self._save(target, "publish_time", self.store.video("publish_time"))
+        if model.watch_time is not None:
+            groups = model.watch_time.groups
+            self._save(target, "watch_edges", groups.edges)
+            self._save(target, "watch_tables", groups.tables)
+            self._save(target, "duration_s", self.store.duration_s())
         age = self.events["video_age_days"] if cross else None
         settings = {
             "ranks": self.config.serving.ranker != "none",
@@ -275,6 +283,8 @@ class _Exporter:
         code = [TEMPLATES / "common" / "model.py", *sorted(own)]
         if name in USES_STATE and name != FUSED:
             code.append(TEMPLATES / "common" / "store.py")
+        if name == FUSED_PAGE:
+            code.append(TEMPLATES / FUSED / "meter.py")
         for path in code:
             shutil.copyfile(path, target / path.name)
         return target

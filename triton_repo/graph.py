@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from models.weights import Dense
+from workflow.run import write_bytes
 
 OPSET = 17
 LARGE_BYTES = 1 << 16
@@ -171,6 +172,40 @@ def save_graph(model: Any, path: Path) -> None:
         size_threshold=LARGE_BYTES,
     )
     onnx.checker.check_model(str(path))
+
+
+def save_parts(model: Any, folder: Path, parts: dict[str, tuple[str, ...]]) -> None:
+    """Write several graphs over one file of tables: NAME.onnx computes just these outputs.
+
+    Args:
+        parts: name -> names of outputs of `model`; the tables get the first one's name.
+    """
+    first = next(iter(parts))
+    save_graph(model, folder / f"{first}.onnx")
+    whole = onnx.load(str(folder / f"{first}.onnx"), load_external_data=False)
+    for name, outputs in parts.items():
+        path = folder / f"{name}.onnx"
+        write_bytes(path, part_of(whole, outputs).SerializeToString())
+        onnx.checker.check_model(str(path))
+
+
+def part_of(model: Any, outputs: tuple[str, ...]) -> Any:
+    """The model without what none of these outputs needs: ONNX Runtime would compute it."""
+    needed, nodes = set(outputs), []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    graph = helper.make_graph(
+        nodes[::-1],
+        model.graph.name,
+        list(model.graph.input),
+        [one for one in model.graph.output if one.name in outputs],
+        [one for one in model.graph.initializer if one.name in needed],
+    )
+    part = helper.make_model(graph, opset_imports=list(model.opset_import))
+    part.ir_version = model.ir_version
+    return part
 
 
 def tensor_info(name: str, dtype: int, shape: list[Any]) -> Any:

@@ -103,8 +103,12 @@ def load_stage(run: Run, name: str, *arguments: Any) -> Any:
     Raises:
         MissingArtifactError: nothing was exported yet.
     """
-    folder = stage_folder(run, name)
-    return _module(f"marquee_{name}", folder / "stage.py").Stage(folder, *arguments)
+    return open_stage(stage_folder(run, name), *arguments)
+
+
+def open_stage(folder: Path, *arguments: Any) -> Any:
+    """The stage in a version folder of a bundle."""
+    return _module(f"marquee_{folder.parent.name}", folder / "stage.py").Stage(folder, *arguments)
 
 
 def stage_folder(run: Run, name: str) -> Path:

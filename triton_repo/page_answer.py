@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from triton_repo.page_tensors import PAGE_TIMINGS
+
 # Bits of a video's `source`, as templates/page/sources.py sets them.
 SOURCES = ("two_tower", "neighbour", "trending", "fresh", "popular", "continue", "explore")
 OUTPUTS = (
@@ -56,6 +58,8 @@ class Page(NamedTuple):
         cursor: what to ask the next rows with; empty when there are none.
         record: the log record, where it was asked for.
         version: of the bundle that answered.
+        stage_us: microseconds that each stage took for the batch that the request was in, where
+            that was asked for.
     """
 
     rows: tuple[PageRow, ...]
@@ -63,6 +67,7 @@ class Page(NamedTuple):
     cursor: str
     version: int
     record: bytes = b""
+    stage_us: dict[str, int] | None = None
 
     @property
     def video_ids(self) -> list[int | str]:
@@ -105,4 +110,11 @@ def page_of(tensors: Mapping[str, Any], version: int) -> Page:
         tensors["next_cursor"][0, 0].decode(),
         version,
         b"" if record is None else record[0, 0],
+        _stage_us(tensors),
     )
+
+
+def _stage_us(tensors: Mapping[str, Any]) -> dict[str, int] | None:
+    if PAGE_TIMINGS[0] not in tensors:
+        return None
+    return {name.removesuffix("_us"): int(tensors[name][0, 0]) for name in PAGE_TIMINGS}

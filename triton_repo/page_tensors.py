@@ -9,6 +9,8 @@ from workflow.schema import Contract
 PAGE = "page"  # the ensemble that clients ask
 FUSED_PAGE = "fused_page"  # its one step
 PAGE_STAGE = "page_stage"
+STEPS = ("query_tower", "retrieval", "sources", "ranker", "page")  # of FUSED_PAGE
+PAGE_TIMINGS = tuple(f"{step}_us" for step in STEPS)
 CONTEXT = ("device", "country", "maturity")
 
 
@@ -61,7 +63,9 @@ def page_tensors(contract: Contract, spec: FeatureSpec, num_candidates: int) -> 
     )
     viewer = tuple(context[name] for name in context_inputs(contract).values())
     time = Tensor("time", "INT64", (1,), optional=True)
-    whole_page = ModelIO((user, time, *context.values(), *asked), answer)
+    # Made only for requests that ask for them: microseconds of the batch that a request was in.
+    timings = tuple(Tensor(name, "INT32", (1,)) for name in PAGE_TIMINGS)
+    whole_page = ModelIO((user, time, *context.values(), *asked), (*answer, *timings))
     return {
         PAGE_STAGE: ModelIO((user, *known, *viewer, *asked), answer),
         FUSED_PAGE: whole_page,

@@ -16,6 +16,8 @@ from triton_repo.graph import Graph, Slot, tensor_info
 
 POOLED, BOTTOM = "pooled history", "bottom"  # no feature can have a space in its name
 UNUSED = -1  # a column that a layer does not read
+# Head -> output: calibrated probabilities, and the quantile of the watch time.
+TASKS = {"label": "p_positive", "watch": "p_watched", "watch_time": "watch_quantile"}
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,19 @@ class _Columns:
 
 
 def ranker_graph(weights: RankerWeights, layout: RankerLayout) -> Any:
-    """Scores of k candidates per request, float32 [batch, k], as an onnx.ModelProto.
+    """Scores of k candidates per request, and what each head says, as an onnx.ModelProto.
+
+    Outputs, float32 [batch, k]: score, and of TASKS what the data trains. `graph.part_of` leaves
+    out what is not wanted.
 
     Inputs: query_index int32 [batch, m], query_value float32 [batch, c], video_vector float32
     [batch, k, fields + 1, dim] and video_value float32 [batch, k, products + v] (see
     models.weights.fold_videos), candidate_score float32 [batch, k].
     """
     g = Graph()
-    _Ranker(g, weights, layout).build()
-    return g.model(_inputs(layout, weights.attention.dim), [_scores("score")], "ranker")
+    tasks = _Ranker(g, weights, layout).build()
+    outputs = [_scores(name) for name in ("score", *tasks)]
+    return g.model(_inputs(layout, weights.attention.dim), outputs, "ranker")
 
 
 def _inputs(layout: RankerLayout, dim: int) -> list[object]:
@@ -98,7 +104,8 @@ class _Ranker:
         self.num_numbers = self.first_pair + heads * (2 if graded else 1)
         self.request, self.candidate = _Columns(), _Columns()
 
-    def build(self) -> None:
+    def build(self) -> tuple[str, ...]:
+        """Returns the names of the outputs beside "score"."""
         g, w = self.g, self.weights
         self.shape = g.op("Shape", "candidate_score")
         item = g.op("Gather", "video_vector", g.index(len(self.layout.video_fields)), axis=2)
@@ -108,7 +115,9 @@ class _Ranker:
         self.candidate.add(bottom, list(range(self.num_numbers, self.num_numbers + self.dim)))
         self._products(seen, bottom)
         self.candidate.add(item, list(range(self._rows() - self.dim, self._rows())))
-        self._score()
+        heads = self._heads_say()
+        self._score(heads)
+        return self._tasks(heads)
 
     # --- columns ---------------------------------------------------------------------------------
     def _rows(self) -> int:
@@ -195,39 +204,45 @@ class _Ranker:
         return hidden
 
     # --- score -----------------------------------------------------------------------------------
-    def _score(self) -> None:
-        """The weighted sum of models.ranker_predict.combined; terms of weight 0 are left out."""
+    def _heads_say(self) -> dict[str, str]:
+        """Term of models.scoring.TERMS -> its tensor [batch, k], of every head that there is."""
         g, w = self.g, self.weights
-        scoring, chosen = w.scoring, w.scoring.weights
-        terms = []
-        if chosen.watch:
-            hidden = self._perceptron(w.watch_top)
-            surprise = self._minus_log_probability(hidden, w.watch_head, scoring.watch)
-            terms.append((surprise, -chosen.watch))
-        label_head = w.label_head if chosen.label else None
-        time_head = w.time_head if chosen.watch_time else None
-        if label_head is not None or time_head is not None:
+        hidden = self._perceptron(w.watch_top)
+        said = {"watch": self._log_probability(hidden, w.watch_head, w.scoring.watch)}
+        if w.label_head is not None or w.time_head is not None:
             hidden = self._perceptron(w.top)
-            if label_head is not None:
-                surprise = self._minus_log_probability(hidden, label_head, scoring.label)
-                terms.append((surprise, -chosen.label))
-            if time_head is not None:
-                quantile = g.op("Sigmoid", g.dense(hidden, time_head))
-                terms.append((quantile, chosen.watch_time))
-        weighted = [g.op("Mul", term, g.number(weight)) for term, weight in terms]
-        summed = [self._per_candidate(g.op("Sum", *weighted))] if weighted else []
-        if chosen.retrieval or not summed:
-            summed.append(g.op("Mul", "candidate_score", g.number(chosen.retrieval)))
-        g.named("score", "Sum", *summed)
+            if w.label_head is not None:
+                said["label"] = self._log_probability(hidden, w.label_head, w.scoring.label)
+            if w.time_head is not None:
+                quantile = g.op("Sigmoid", g.dense(hidden, w.time_head))
+                said["watch_time"] = self._per_candidate(quantile)
+        return said
 
-    def _minus_log_probability(self, hidden: str, head: Dense, platt: Platt) -> str:
-        """Minus the log sigmoid of the calibrated logit x, softplus(-x); [batch * k, 1]."""
+    def _score(self, heads: dict[str, str]) -> None:
+        """The weighted sum of models.ranker_predict.combined; terms of weight 0 are left out."""
+        g, chosen = self.g, self.weights.scoring.weights
+        weights = {name: getattr(chosen, name) for name in heads}
+        terms = [(heads[name], weight) for name, weight in weights.items() if weight]
+        if chosen.retrieval or not terms:
+            terms.append(("candidate_score", chosen.retrieval))
+        weighted = [g.op("Mul", term, g.number(weight)) for term, weight in terms]
+        g.named("score", "Sum", *weighted)
+
+    def _tasks(self, heads: dict[str, str]) -> tuple[str, ...]:
+        """Make outputs of TASKS; returns their names."""
+        for head, term in heads.items():
+            self.g.named(TASKS[head], "Identity" if head == "watch_time" else "Exp", term)
+        return tuple(TASKS[head] for head in heads)
+
+    def _log_probability(self, hidden: str, head: Dense, platt: Platt) -> str:
+        """log sigmoid of the calibrated logit, as -softplus(-x); [batch, k]."""
         scaled = Dense(
             np.float32(-platt.scale) * head.kernel,
             np.float32(-platt.scale) * head.bias - np.float32(platt.shift),
             "linear",
         )
-        return self.g.op("Softplus", self.g.dense(hidden, scaled))
+        softplus = self.g.op("Softplus", self.g.dense(hidden, scaled))
+        return self._per_candidate(self.g.op("Neg", softplus))
 
     def _per_candidate(self, x: str, *last: int) -> str:
         """[batch * k, width] becomes [batch, k, *last]."""

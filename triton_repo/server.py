@@ -107,7 +107,7 @@ def foreground(
     `prepared` ends as soon as the endpoint file is written.
     """
     server: TritonServer | None = None
-    with _stop_signals_interrupt() as ignore_signals:
+    with stop_signals_interrupt() as ignore_signals:
         try:
             with output.stage("Start Triton"), prepared as server:
                 key = _repository_key(place.repository)
@@ -249,7 +249,7 @@ def refuse_second_server(place: Place) -> None:
 
 # --- the foreground ------------------------------------------------------------------------------
 @contextmanager
-def _stop_signals_interrupt() -> Iterator[Callable[[], None]]:
+def stop_signals_interrupt() -> Iterator[Callable[[], None]]:
     """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the block; yields "ignore them now".
 
     The handlers that were there before come back at the end.

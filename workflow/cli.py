@@ -329,5 +329,6 @@ from workflow import (  # noqa: E402  (they add their verbs to `app`)
     cli_deploy,  # noqa: F401
     cli_refresh,  # noqa: F401
     cli_serving,  # noqa: F401
+    cli_ui,  # noqa: F401
     cli_user,  # noqa: F401
 )

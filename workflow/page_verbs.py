@@ -9,8 +9,9 @@ from typing import Any
 from rich.markup import escape
 
 from workflow.console import Output
-from workflow.errors import DataError
+from workflow.errors import ConfigError, DataError
 from workflow.job import Job
+from workflow.run import Run
 
 
 def print_page(job: Job, output: Output, user: str, *, at: str | None, **options: Any) -> None:
@@ -49,6 +50,26 @@ def print_replay(job: Job, output: Output, record: Path) -> None:
         )
     _print_rows(output, answer)
     output.finish(answer, f"{_summary(answer)} It is the page in the record.")
+
+
+def open_ui(
+    run: Path | None, deployment: Path | None, host: str, port: int, output: Output, *, opens: bool
+) -> None:
+    """The web page of a run or a deployment, until Ctrl-C.
+
+    Raises:
+        ConfigError: both are given.
+    """
+    from triton_repo.deployment import Deployment
+    from triton_repo.ui.serve import serve_ui
+
+    if deployment is None:
+        job = Job.load(Run(run or Path("runs") / "sim"))
+        serve_ui(job.run, job.contract, host, port, output, opens=opens)
+        return
+    if run is not None:
+        raise ConfigError("--run and --deployment were both given", expected="one of them")
+    serve_ui(Deployment(deployment), None, host, port, output, opens=opens)
 
 
 def _summary(answer: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import pytest
 from triton_repo.client import Client
 from triton_repo.local import LocalPage, as_tensors
 from triton_repo.page_answer import Page, PageStatus
+from triton_repo.page_tensors import STEPS
 from workflow.errors import ServingError
 from workflow.run import Run
 
@@ -176,6 +177,30 @@ def test_a_page_is_made_again_from_its_record(
     logged["page"]["propensities"][0] = 0.5
     record.write_text(json.dumps(logged))
     assert "is another one" in marquee("replay", record, "--run", sim_run.folder).error
+
+
+def test_what_the_ranker_says_of_each_video(
+    marquee: Any, sim_client: Client, sim_run: Any, tables: dict[str, Any], moment: int,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """In the record, for who asks; the page and its replay stay as they are."""
+    user, context = list(tables["users"])[12], {"device": "web"}
+    plain = sim_client.page(user, time=moment, context=dict(context))
+    page = sim_client.page(user, time=moment, context=dict(context), explain=True, timing=True)
+    assert plain.stage_us is None and plain == page._replace(record=b"", stage_us=None)
+    assert page.stage_us is not None and set(page.stage_us) == set(STEPS)
+    assert all(us > 0 for us in page.stage_us.values())
+    record = json.loads(page.record)
+    told = record["explained"]
+    assert set(told) == {"retrieved_row", "p_positive", "p_watched", "watch_s"}
+    durations = [tables["videos"][int(one)]["duration_s"] for one in page.video_ids]
+    for name in ("p_positive", "p_watched"):
+        assert len(told[name]) == len(durations) and 0 < min(told[name]) <= max(told[name]) < 1
+    assert all(0 <= s <= d * 1.001 for s, d in zip(told["watch_s"], durations, strict=True))
+    assert len(told["retrieved_row"]) == 750
+    path = tmp_path / "explained.json"
+    path.write_bytes(page.record)
+    assert marquee.json("replay", path, "--run", sim_run.folder)["identical"]
 
 
 def test_the_page_in_the_terminal(marquee: Any, sim_run: Any, tables: dict[str, Any]) -> None:

@@ -71,5 +71,5 @@ def counters(url: str) -> dict[tuple[str, str], float]:
     """Sums so far of the stages' metrics, by (kind, stage)."""
     with urllib.request.urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
-    pattern = r'^marquee_stage_(\w+)\{stage="(\w+)",version="\d+"\} (\S+)$'
+    pattern = r'^marquee_stage_(\w+)\{ensemble="marquee",stage="(\w+)",version="\d+"\} (\S+)$'
     return {(kind, stage): float(value) for kind, stage, value in re.findall(pattern, text, re.M)}

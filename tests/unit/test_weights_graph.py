@@ -20,6 +20,7 @@ from models.scoring import Platt, Scoring
 from models.weights import Dense, fold_videos, query_weights, ranker_weights
 from tests.fixtures import make_config, make_contract, make_tables, write_run
 from triton_repo.export import _slots
+from triton_repo.graph import part_of
 from triton_repo.query_graph import query_tower_graph
 from triton_repo.ranker_graph import RankerLayout, ranker_graph
 from workflow.config import ScoreWeights
@@ -195,11 +196,26 @@ def test_ranker(tables: Any) -> None:
     varying = [term for term in terms if term.std() > 0.01]
     assert got.shape == shape and len(varying) == 2 + spec.has_label + spec.has_watch_time
     np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert_parts(graph, inputs, terms, len(varying) - 1)
     for term in chosen:  # what weighs nothing is left out of the graph
         model.scoring = Scoring(*calibration, ScoreWeights(**(chosen | {term: 0.0})))
         got = answer(ranker_graph(ranker_weights(model), layout), inputs)
         expected, _ = combined(model, Outputs(**out), retrieval)
         np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def assert_parts(graph: Any, inputs: dict[str, Any], terms: list[Any], num_heads: int) -> None:
+    """Each output by a graph of its own: what a head says, and the score without the rest."""
+    places = {"p_positive": 2, "p_watched": 1, "watch_quantile": 3}
+    told = [one.name for one in graph.graph.output][1:]
+    assert len(told) == num_heads
+    for name in told:
+        term = terms[places[name]]
+        expected = term if name == "watch_quantile" else np.exp(term)
+        np.testing.assert_allclose(answer(part_of(graph, (name,)), inputs), expected, atol=1e-5)
+    alone = part_of(graph, ("score",))
+    assert len(alone.graph.node) < len(graph.graph.node)
+    np.testing.assert_array_equal(answer(alone, inputs), answer(graph, inputs))
 
 
 class _Weights:

@@ -47,7 +47,8 @@ class TritonPythonModel:
         self.warm_up = sum(int(sample["batch_size"]) for sample in config["model_warmup"])
         self.meter = None
         if (folder / "meter.py").exists():
-            self.meter = load(folder, "meter").Meter(args["model_version"])
+            meter = load(folder, "meter").Meter
+            self.meter = meter(self.stage.ensemble, args["model_version"])
 
     def execute(self, requests):
         if self.max_waiting is None:

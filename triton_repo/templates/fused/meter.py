@@ -14,11 +14,11 @@ class Meter:
     """Sums up in this process and tells Triton once a second: a metric's call costs a round trip.
 
     Args:
-        version: of the bundle; a label of the metrics beside the stage.
+        ensemble, version: whose stages, of which bundle; labels of the metrics beside the stage.
     """
 
-    def __init__(self, version):
-        self.version = version
+    def __init__(self, ensemble, version):
+        self.ensemble, self.version = ensemble, version
         counter = pb_utils.MetricFamily.COUNTER
         # A family that is dropped takes its metrics along.
         self.families = [
@@ -52,6 +52,6 @@ class Meter:
 
     def metrics_of(self, stage):
         if stage not in self.metrics:
-            labels = {"stage": stage, "version": self.version}
+            labels = {"ensemble": self.ensemble, "stage": stage, "version": self.version}
             self.metrics[stage] = [family.Metric(labels=labels) for family in self.families]
         return self.metrics[stage]

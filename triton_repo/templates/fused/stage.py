@@ -24,6 +24,7 @@ class Stage:
         state: as for the query tower.
     """
 
+    ensemble = "marquee"  # whose step this is
     steps = ("query_tower", "retrieval", "ranker")
     gives = ("rows", "scores", "wanted", "status")
 
@@ -44,6 +45,11 @@ class Stage:
         return self.ranker.check_top_k(inputs["top_k"], sizes)
 
     def run(self, inputs):
+        known = self.run_steps(inputs)
+        return {name: known[name] for name in self.gives}
+
+    def run_steps(self, inputs):
+        """The inputs and what all steps gave; sets `took_us`."""
         known, ends = dict(inputs), [time.perf_counter_ns()]
         for step in self.steps:
             known.update(self.run_step(step, known))
@@ -52,7 +58,7 @@ class Stage:
             name: (end - start) // 1000
             for name, start, end in zip(self.steps, ends, ends[1:], strict=False)
         }
-        return {name: known[name] for name in self.gives}
+        return known
 
     def run_step(self, step, known):
         return getattr(self, step).run(known)

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+EXPLAINED = 2  # a request's want_record: with what the ranker's heads say of the videos shown
+ASKED = ("query_index", "query_value", "request_time")  # what the ranker reads of a request
 
 
 def load(path):
@@ -26,6 +28,7 @@ Fused = load(HERE.parents[1] / "fused" / HERE.name / "stage.py").Stage
 class Stage(Fused):  # type: ignore[misc, valid-type]
     """The steps of a page."""
 
+    ensemble = "page"
     steps = ("query_tower", "retrieval", "sources", "ranker", "page")
     gives = ("page", "record")
 
@@ -57,7 +60,8 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
         if step == "query_tower":
             return self.with_session_size(self.query_tower.run(known))
         if step == "retrieval":
-            return self.retrieval.run(self.without_shown(known))
+            found = self.retrieval.run(self.without_shown(known))
+            return found | {"retrieved_row": found["candidate_row"]}
         if step == "sources":
             return self.page.gather(known)
         if step == "ranker":
@@ -82,6 +86,23 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
         if not self.ranker.ranks:
             return known["candidate_score"]
         return self.ranker.score(known)
+
+    def run_steps(self, inputs):
+        known = super().run_steps(inputs)
+        if known.get("want_record") is not None:
+            for i in np.flatnonzero(known["want_record"][:, 0] >= EXPLAINED):
+                known["record"][i, 0] = self.explained(known, i)
+        return known
+
+    def explained(self, known, i):
+        """The record of a request with what retrieval and the ranker's heads said, too."""
+        alone = {name: known[name][i : i + 1] for name in ASKED}
+        said = self.ranker.explain(alone, known["page"][i, 0].rows[None])
+        return self.page.record_module.explained(
+            known["record"][i, 0],
+            known["retrieved_row"][i],
+            {name: values[0] for name, values in said.items()},
+        )
 
     def finish(self, answer):
         return self.page.finish(answer)

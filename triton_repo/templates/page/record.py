@@ -28,6 +28,19 @@ def encode(version, request, page):
     return json.dumps(record, separators=(",", ":")).encode()
 
 
+def explained(record, retrieved, said):
+    """A record with more about how the page came about; what `decode` reads stays.
+
+    Args:
+        retrieved: int32 [n], what retrieval found before rules and quotas.
+        said: name -> float32 [videos], what the ranker's heads say of the videos shown.
+    """
+    more = {"retrieved_row": retrieved.tolist()}
+    for name, values in said.items():
+        more[name] = [float(f"{value:.6g}") for value in values.tolist()]
+    return json.dumps({**json.loads(record), "explained": more}, separators=(",", ":")).encode()
+
+
 def _plain(name, value):
     if name in _DTYPES:
         return base64.b64encode(np.ascontiguousarray(value, _DTYPES[name]).tobytes()).decode()

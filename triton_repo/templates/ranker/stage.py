@@ -2,6 +2,8 @@
 
 Files: stage.json, ranker.onnx, video_id.npy (raw ids by row), video_vector.npy and
 video_value.npy (what the ranker needs of each video, by row), publish_time.npy (0 = not known).
+For `explain`: tasks.onnx, duration_s.npy (by row, NaN = not known), watch_edges.npy and
+watch_tables.npy (seconds watched by duration and quantile, models/watch_groups.py).
 """
 
 import json
@@ -32,6 +34,7 @@ class Stage:
         self.settings = json.loads((folder / "stage.json").read_text())
         self.ranks = self.settings["ranks"]  # else candidates stay in the order of retrieval
         self.session = open_session(folder / "ranker.onnx") if self.ranks else None
+        self.folder, self.tasks = folder, None
         for name in ("video_id", "video_vector", "video_value"):
             setattr(self, name, open_array(folder / f"{name}.npy"))
         self.age = self.settings["video_age_days"]  # None, or how to encode a video's age
@@ -80,22 +83,57 @@ class Stage:
         }
 
     def score(self, inputs):
-        rows = inputs["candidate_row"]
+        candidates = inputs["candidate_row"], inputs["candidate_score"]
+        return self.ask(self.session, inputs, *candidates)[0]
+
+    def explain(self, inputs, rows):
+        """What each head says of videos, {name: float32 [n, k]}; nothing without a ranker.
+
+        p_positive (where there are labels) and p_watched are calibrated; watch_s is in seconds, if
+        the video is watched. Made for who asks: the graph is opened at the first call.
+        """
+        if not self.ranks or rows.size == 0:  # the graph takes at least one video
+            return {}
+        if self.tasks is None:
+            self.tasks = open_session(self.folder / "tasks.onnx")
+        names = [one.name for one in self.tasks.get_outputs()]
+        unused = np.zeros(rows.shape, np.float32)
+        said = dict(zip(names, self.ask(self.tasks, inputs, rows, unused), strict=True))
+        if "watch_quantile" in said:
+            said["watch_s"] = self.watch_s(said.pop("watch_quantile"), rows)
+        return said
+
+    def watch_s(self, quantile, rows):
+        """Seconds at a quantile of the watches of videos as long; models/watch_time.py."""
+        edges, tables, duration = (
+            open_array(self.folder / f"{name}.npy")
+            for name in ("watch_edges", "watch_tables", "duration_s")
+        )
+        duration_s, last = duration.take(rows), len(tables) - 1
+        group = np.minimum(np.searchsorted(edges, duration_s, side="right"), last)
+        group = np.where(duration_s > 0, group, last)  # NaN is not > 0
+        parts = tables.take(group, axis=0)
+        bins = parts.shape[-1] - 1
+        passed = quantile[..., None] * bins - np.arange(bins, dtype=np.float32)
+        seconds = parts[..., 0] + (np.diff(parts, axis=-1) * np.clip(passed, 0, 1)).sum(axis=-1)
+        return seconds * np.where(group < last, duration_s, np.float32(1))
+
+    def ask(self, session, inputs, rows, candidate_score):
+        """All outputs of a graph for videos int [n, k] of n requests."""
         video_value = self.video_value.take(rows, axis=0)
         if self.age:
             age = self.video_age(rows, inputs["request_time"])
             video_value = np.concatenate([video_value, age[..., None]], axis=2)
-        [scores] = self.session.run(
+        return session.run(
             None,
             {
                 "query_index": inputs["query_index"],
                 "query_value": inputs["query_value"],
                 "video_vector": self.video_vector.take(rows, axis=0),
                 "video_value": video_value,
-                "candidate_score": inputs["candidate_score"],
+                "candidate_score": candidate_score,
             },
         )
-        return scores
 
     def video_age(self, rows, moment):
         """Encoded age [n, k]: days as float32, then fill, log(x + 1), (x - mean) / std."""

@@ -1,0 +1,155 @@
+"""The health tab: drift, calibration, coverage, latency, bundle, split."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from triton_repo.ui import drift
+
+if TYPE_CHECKING:
+    from triton_repo.ui.source import LiveSource
+
+LEAST_PAGES = 50  # from which on drift is judged: videos of one page are much alike
+LEAST_TIMINGS = 100  # from which on a p99 is more than the slowest one
+_HELPFUL = ("score", "p_positive", "p_watched", "watch_s")
+
+
+def health(source: LiveSource, known: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the tab shows, as JSON.
+
+    Args:
+        known: reference.read_log of the source.
+    Returns:
+        {"bundle", "latency", "triton", "coverage", "split", "calibration", "drift": {"log",
+        "requests", "scores"}}; where something cannot be said there is {"missing": why}.
+    """
+    return {
+        "bundle": _bundle(source),
+        "latency": latency(source.seen.latencies()),
+        "triton": _triton(source),
+        "coverage": _coverage(source, known),
+        "split": _split(source),
+        "calibration": known["calibration"],
+        "drift": {
+            "log": known["log"],
+            "requests": _requests(source, known["requests"]),
+            "scores": _scores(source, known["said"]),
+        },
+    }
+
+
+def latency(found: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """p50 and p99 in milliseconds by stage."""
+    return [
+        {
+            "stage": stage,
+            "p50_ms": round(float(np.percentile(ms, 50)), 3),
+            "p99_ms": round(float(np.percentile(ms, 99)), 3),
+            "count": len(ms),
+            "verdict": "ok" if len(ms) >= LEAST_TIMINGS else "too few",
+        }
+        for stage, ms in found.items()
+        if ms
+    ]
+
+
+def _bundle(source: LiveSource) -> dict[str, Any]:
+    shelf = source.newest
+    return {
+        "version": shelf.version,
+        "num_videos": shelf.num_videos,
+        "num_users": len(shelf.user_id),
+        "log_end": source.log_end,
+        "diversity": shelf.settings["diversity"],
+        "explore_slots": shelf.settings["explore_slots"],
+        "server": source.served.server.grpc_url,
+        "from": source.served.name,
+    }
+
+
+# --- Triton's own counters -----------------------------------------------------------------------
+_STAGE = re.compile(
+    r'^marquee_stage_(duration_us|rows)\{ensemble="page",stage="(\w+)",version="(\d+)"\} (\S+)$',
+    re.M,
+)
+
+
+def stage_costs(metrics: str) -> list[dict[str, Any]]:
+    """Mean milliseconds a user by stage of the page, since Triton started; from its metrics."""
+    sums: dict[str, dict[str, float]] = {}
+    for what, stage, _, value in _STAGE.findall(metrics):
+        known = sums.setdefault(stage, {"duration_us": 0.0, "rows": 0.0})
+        known[what] += float(value)
+    return [
+        {
+            "stage": stage,
+            "mean_ms": round(one["duration_us"] / one["rows"] / 1000, 3),
+            "count": int(one["rows"]),
+        }
+        for stage, one in sums.items()
+        if one["rows"]
+    ]
+
+
+def _triton(source: LiveSource) -> dict[str, Any]:
+    url = source.served.server.metrics_url
+    with suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=2) as answer:
+        return {"stages": stage_costs(answer.read().decode())}
+    return {"missing": f"Triton's metrics at {url} do not answer"}
+
+
+# --- what was shown ------------------------------------------------------------------------------
+def _coverage(source: LiveSource, known: dict[str, Any]) -> dict[str, Any]:
+    total, seen = source.newest.num_videos, source.seen
+    parts = [("pages of this window", len(seen.pages), len(seen.videos()))]
+    if known["shown"]:
+        parts.append(("pages of the log's requests", known["pages"], len(known["shown"])))
+    return {
+        "num_videos": total,
+        "parts": [
+            {"of": name, "pages": pages, "videos": videos, "share": round(videos / total, 4)}
+            for name, pages, videos in parts
+        ],
+    }
+
+
+def _split(source: LiveSource) -> dict[str, Any]:
+    seen, deployment = source.seen.versions(), source.served.deployment
+    if deployment is None:
+        return {"missing": "A run serves one bundle; a deployment may serve several", "seen": seen}
+    pointer = deployment.pointer()
+    return {
+        "live": pointer.live,
+        "previous": pointer.previous,
+        "named": pointer.named,
+        "seen": seen,
+        "note": "Who gets which bundle is the calling service's choice (SplitClient); "
+        "pages are of the live one",
+    }
+
+
+# --- drift ---------------------------------------------------------------------------------------
+def _requests(source: LiveSource, expected: dict[str, list[str]]) -> dict[str, Any]:
+    if not expected:
+        return {"missing": "The training log is in the run: marquee ui --run RUN"}
+    seen = source.seen
+    rows = []
+    for name, values in expected.items():
+        actual = seen.hours() if name == "hour" else seen.context(name)
+        rows.append(drift.row(name, values, actual, LEAST_PAGES, numbers=False))
+    return {"rows": rows, "least": LEAST_PAGES, "unit": "pages"}
+
+
+def _scores(source: LiveSource, expected: dict[str, list[float]]) -> dict[str, Any]:
+    if not expected:
+        return {"missing": "The log's requests are in the run: marquee ui --run RUN"}
+    seen, rows = source.seen, []
+    for name in filter(expected.get, _HELPFUL):
+        value = drift.of_numbers(expected[name], seen.values(name))
+        rows.append(drift.judged(name, value, len(seen.pages), LEAST_PAGES))
+    return {"rows": rows, "least": LEAST_PAGES, "unit": "pages"}
