@@ -149,6 +149,22 @@ def test_what_is_being_watched_now_comes_first(tmp_path: Path, session: int, fir
     assert page.titles[1].decode().endswith(first)
 
 
+def test_what_was_begun_since_the_export_goes_on(tmp_path: Path) -> None:
+    """By the seconds that were told, as those of the log; the latest watch of a video counts."""
+    catalogue = Catalogue(settings={"layouts": {"web": [2, 8]}})
+    catalogue.watches[1] = [(50, UNFINISHED | LIKED), (51, UNFINISHED)]
+    catalogue.duration_s[[7, 8]] = np.nan, 70
+    told = {1: 500, 2: 49, 3: 900, 4: np.nan, 50: 950, 7: 500, 8: 30, 5: 50, 6: 700}
+    inputs = catalogue.inputs(
+        1, np.arange(10, 30), online=[6, *told], watch_s=[950, *told.values()]
+    )
+    stage = catalogue.stage(tmp_path)
+    # Finished since: 50. Barely begun, done, not known, no duration, 40 s left: 2, 3, 4, 7, 8.
+    assert rows_of(page_of(stage, inputs))["Continue watching"] == [6, 5, 1, 51]
+    inputs["online_watch_s"][:] = np.nan
+    assert rows_of(page_of(stage, inputs))["Continue watching"] == [51]
+
+
 # --- statuses and refusals -----------------------------------------------------------------------
 def test_nothing_left_after_the_rules_is_said(tmp_path: Path) -> None:
     catalogue = Catalogue()
@@ -366,7 +382,7 @@ def test_a_record_makes_the_same_page_again(tmp_path: Path) -> None:
     for user in range(15):
         inputs = catalogue.inputs(
             user, rng.integers(0, 301, 70), score=rng.normal(size=70), source=[1, 8] * 35,
-            online=[5, 9], device="tv", country="JP",
+            online=[5, 9], watch_s=[500, np.nan], device="tv", country="JP",
         )  # fmt: skip
         inputs["want_record"] = np.array([[1]], np.int32)
         answer = stage.run(inputs)
@@ -385,7 +401,7 @@ def test_without_being_asked_there_is_no_record(tmp_path: Path) -> None:
     assert answer["record"].tolist() == [[b""]]
 
 
-@pytest.mark.parametrize("text", [b"", b"{}", b'{"format": 2}', b"[1]", b'{"format": 1}'])
+@pytest.mark.parametrize("text", [b"", b"{}", b'{"format": 1}', b"[1]", b'{"format": 2}'])
 def test_what_is_no_record_is_said(text: bytes) -> None:
     with pytest.raises(ValueError, match="not a page's log record"):
         load("record").decode(text)

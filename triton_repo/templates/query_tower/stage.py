@@ -89,7 +89,8 @@ class Stage:
             "query_value": value,
             "user_row": row[:, None],
             "watched_until": until[:, None],
-            "online_row": self.online_rows(pasts),
+            "online_row": self.online(pasts, "online_row", np.int32, 0),
+            "online_watch_s": self.online(pasts, "online_watch_s", np.float32, np.nan),
             "request_time": moment[:, None],
             "query_status": self.status(row, pasts, is_current)[:, None],
         }
@@ -120,12 +121,13 @@ class Stage:
         pasts = map(self.histories.before, row, until, online, online_until)
         return list(pasts), is_current
 
-    def online_rows(self, pasts):
-        """Video rows of what was watched since the export; int32 [n, keep], 0-padded."""
-        rows = np.zeros((len(pasts), self.keep), np.int32)
+    def online(self, pasts, name, dtype, empty):
+        """Rows of what was watched since the export, or the seconds; [n, keep], oldest first."""
+        result = np.full((len(pasts), self.keep), empty, dtype)
         for i, past in enumerate(pasts):
-            rows[i, : len(past.online_row)] = past.online_row
-        return rows
+            values = getattr(past, name)
+            result[i, : len(values)] = values
+        return result
 
     def status(self, row, pasts, is_current):
         """A user with watches, baked or online, is ok whether or not the bundle knows the id."""
