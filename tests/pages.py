@@ -118,7 +118,8 @@ class Catalogue:
             "quotas": {"two_tower": 30, "neighbours": 10, "trending": 6, "fresh": 4},
             "fresh_days": 30, "because_rows": 2, "layouts": {"tv": [6, 5], "web": [4, 4]},
             "default_device": "web", "min_row_videos": 2, "diversity": "mmr",
-            "diversity_strength": 0.3, "diversity_depth": 150, "explore_slots": 0,
+            "diversity_strength": 0.3, "diversity_depth": 150, "session_strength": 0.1,
+            "explore_slots": 0,
             "exclude_watched": True, "groups": [f"Genre {g}" for g in range(self.num_groups)],
             "context": {"device": "device", "country": "country", "maturity": "maturity"},
         }  # fmt: skip

@@ -136,7 +136,7 @@ def test_a_row_with_too_few_videos_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("session", "first"), [(0, "Genre 0"), (1, "Video 52"), (2, "Video 51")])
 def test_what_is_being_watched_now_comes_first(tmp_path: Path, session: int, first: str) -> None:
-    """The row after the top picks answers the open session; without one the better row wins."""
+    """The first row answers the open session; without one the better row follows Top picks."""
     catalogue = Catalogue(settings={"layouts": {"web": [3, 3]}, "diversity": "none"})
     # Of the last two, 52 is liked and the latest one is not.
     catalogue.watches[1] = [(51, LIKED), (52, LIKED)][: 1 + (session < 2)]
@@ -146,7 +146,34 @@ def test_what_is_being_watched_now_comes_first(tmp_path: Path, session: int, fir
     source[37:40] = NEAR | 1 << 8
     inputs = catalogue.inputs(1, np.arange(1, 41), source=source, session=session)
     page = page_of(catalogue.stage(tmp_path), inputs)
-    assert page.titles[1].decode().endswith(first)
+    now, top = page.titles[:2] if session else page.titles[1::-1]
+    assert (top, now.decode().endswith(first)) == (b"Top picks", True)
+    if session:
+        assert page.rows[:6].tolist() == [38, 39, 40, 1, 2, 3]
+
+
+def test_genres_of_the_open_session_gain(tmp_path: Path) -> None:
+    """By the share of the watched video's genres that they have, in parts of the range of scores."""
+    catalogue = Catalogue(
+        settings={"layouts": {"web": [1, 6]}, "diversity": "none", "session_strength": 0.25}
+    )
+    catalogue.watches[1] = [(50, LIKED)]
+    catalogue.group[50] = [1, 2]
+    catalogue.group[[4, 5, 6]] = [[1, 0], [1, 2], [3, 0]]
+    inputs = catalogue.inputs(1, np.arange(1, 12), session=0)
+    stage = catalogue.stage(tmp_path)
+    assert page_of(stage, inputs).rows.tolist() == [1, 2, 3, 4, 5, 6]
+    inputs["session_size"][:] = 1
+    page = page_of(stage, inputs)  # scores 1, .9, .8, .7 + .125, .6 + .25, .5
+    assert page.rows.tolist() == [1, 2, 5, 4, 3, 6]
+    np.testing.assert_allclose(page.scores, [1, 0.9, 0.6, 0.7, 0.8, 0.5], rtol=1e-6)
+
+
+def test_neighbours_of_what_was_just_watched_get_half_the_quota() -> None:
+    shares = load("sources").neighbour_shares
+    assert shares(100, 3, 0) == [33, 33, 33]
+    assert shares(100, 3, 1) == shares(100, 3, 2) == [50, 25, 25]
+    assert (shares(100, 1, 1), shares(100, 0, 0)) == ([100], [])
 
 
 def test_what_was_begun_since_the_export_goes_on(tmp_path: Path) -> None:

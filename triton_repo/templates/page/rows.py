@@ -58,6 +58,21 @@ class Board:
         self.free[positions] = False
         self.weight[positions] = 0
 
+    def top(self, columns):
+        """The row of the best that are not shown yet."""
+        positions = self.rest()[:columns]
+        self.take(positions)
+        return Row(Kind("top"), positions)
+
+    def place(self, kind, columns, least):
+        """A list of the row of a kind, which then competes no more; empty if it is too short."""
+        positions = self.free_of(kind, columns)
+        if len(positions) < least:
+            return []
+        self.take(positions)
+        self.prior[kind] = 0
+        return [Row(self.kinds[kind], positions)]
+
     def free_of(self, kind, columns):
         """The best `columns` members of a kind that are not shown yet."""
         return (self.member[kind] & self.free).nonzero()[0][:columns]

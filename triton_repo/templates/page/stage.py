@@ -108,7 +108,7 @@ class Stage:
                 found = request.candidate_row
                 score = inputs["candidate_score"][i]
                 parts.append(
-                    self.sources.gather(inputs["query_vector"][i], found, score, viewer, past.seeds)
+                    self.sources.gather(inputs["query_vector"][i], found, score, viewer, past)
                 )
         names = ("candidate_row", "candidate_score", "candidate_source")
         return dict(zip(names, map(np.stack, zip(*parts, strict=True)), strict=True))
