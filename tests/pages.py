@@ -144,7 +144,8 @@ class Catalogue:
             "trending_row": self.trending, "popular_row": self.popular,
             "country_table": self.country_table, "fresh_row": newest.astype(np.int32),
             "fresh_time": self.published[newest], "diversity_vector": self.diversity_vector,
-            "duration_s": self.duration_s, "group": self.group, "video_id": np.r_[-1, 1000 + np.arange(1, n)],
+            "duration_s": self.duration_s, "group": self.group,
+            "video_id": np.r_[-1, 1000 + np.arange(1, n)],
             "title_text": np.frombuffer(b"".join(titles), np.uint8),
             "title_start": np.cumsum([0, *map(len, titles)]).astype(np.int64),
         }  # fmt: skip

@@ -5,9 +5,9 @@
 Visits as the simulator draws them, device, intent and mood included; reward and who sees what of a
 page: page_truth.py. The lists fill the page's layout row after row, without titles: the candidates
 by the ranker's score, in the order of MMR, and by the retriever's score, and what is popular in the
-country; the rules are the same. `titles`: the reward if a viewer in the mood for a genre goes to the
-row of that title first, where the page has one. Once for the first page of a visit, once for the
-next one, after the user watched a video of the first.
+country; the rules are the same. `titles`: the reward if a viewer in the mood for a genre goes to
+the row of that title first, where the page has one. Once for the first page of a visit, once for
+the next one, after the user watched a video of the first.
 
 Differences are paired; intervals are bootstrapped over users. The exit status is 1 unless the page
 is above every list with its whole interval.
@@ -27,7 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench.page_truth import Row, Service, Visit, recommended, relative
-from workflow.data.simulator_response import GENRES
+from workflow.data.simulator_world import GENRES
 from workflow.run import Run
 
 LISTS = ("ranker", "mmr", "retriever", "popularity")
@@ -36,10 +36,7 @@ LATER_S = 600
 
 def lists_of(service: Service, visit: Visit, later_s: int) -> dict[str, list[Any]]:
     """Rows of videos (of the simulator) by name of the list."""
-    stage, known = service.stage, service.request(visit, later_s)
-    for step in ("query_tower", "retrieval", "sources", "ranker"):
-        known |= stage.run_step(step, known)
-    page = stage.page
+    known, page = service.ranked(visit, later_s), service.stage.page
     request = page.request(known, 0)
     viewer, past, _, _ = page.look(request._replace(session_size=0))
     with page.hiding(page._unseen(past)):

@@ -93,18 +93,29 @@ class Service:
         """
         rng = np.random.default_rng(seed)
         ids = rng.permutation(self.user_ids)
-        users = self.truth.user_rows(ids)
         time = (self.last_event // HOUR + rng.integers(1, 24, len(ids))) * HOUR
         time += rng.integers(0, 2_700, len(ids))
-        device, intent, mood = session_kinds(self.truth.world, rng, users, time)
-        columns = (ids, users, time, device, intent, mood)
-        every = [Visit(*row) for row in np.stack(columns, axis=1).tolist()]
+        every = self.visits_at(rng, ids, time)
         return [one for one in every if not only_moods or one.intent == MOOD][:count]
+
+    def visits_at(self, rng: Any, user_ids: Any, time: Any) -> list[Visit]:
+        """Visits of users at times, with what the simulator draws for each."""
+        users = self.truth.user_rows(user_ids)
+        kinds = session_kinds(self.truth.world, rng, users, time)
+        columns = np.stack([user_ids, users, time, *kinds], axis=1)
+        return [Visit(*row) for row in columns.tolist()]
 
     def request(self, visit: Visit, later_s: int = 0, **more: Any) -> dict[str, Any]:
         """A visit's request as tensors."""
         context = {"device": DEVICES[visit.device].encode(), **more}
         return as_tensors(visit.user_id, time=visit.time + later_s, context=context)
+
+    def ranked(self, visit: Visit, later_s: int = 0) -> dict[str, Any]:
+        """What the page stage takes for a visit: candidates of all sources, with their scores."""
+        known = self.request(visit, later_s)
+        for step in ("query_tower", "retrieval", "sources", "ranker"):
+            known |= self.stage.run_step(step, known)
+        return known
 
     def page(self, visit: Visit, later_s: int = 0) -> list[Row]:
         """The page of a visit."""

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 HALF_LIFE = 50  # positions after which a video is worth half as much to a row
-# Rows with a reason of their own come before most rows by genre.
 NOW = 100.0  # how much more a row counts that answers what is being watched
-PRIOR = {"because": 2.0, "trending": 2.0, "new": 2.0, "genre": 1.0}
+PRIOR = {"because": 2.0, "trending": 1.0, "new": 1.0, "genre": 1.0}
 
 
 class Kind(NamedTuple):
