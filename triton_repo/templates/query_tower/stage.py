@@ -1,7 +1,8 @@
 """Query tower: raw user id and request context in, query vector and packed features out.
 
 Files: stage.json, tower.onnx, user_id.npy (sorted raw ids), user_index.npy and user_value.npy
-(encoded user features by row; row 0 is the unknown user), and those of past.py. Events since the
+(encoded user features by row; row 0 is the unknown user), user_utc_offset_s.npy (where hours are
+local: seconds ahead of UTC, by user row), and those of past.py. Events since the
 export are read from the store that the environment variable MARQUEE_STATE names, if any.
 """
 
@@ -48,6 +49,9 @@ class Stage:
         past, store = load(folder / "past.py"), load(folder / "store.py")
         for name in ("user_id", "user_index", "user_value"):
             setattr(self, name, past.open_array(folder / f"{name}.npy"))
+        self.utc_offset_s, self.user_utc_offset_s = self.settings["utc_offset_s"], None
+        if self.utc_offset_s:
+            self.user_utc_offset_s = past.open_array(folder / "user_utc_offset_s.npy")
         self.layout = self.settings["query_index"]  # [{"name", "from", "at", "length"}]
         self.width = sum(part["length"] for part in self.layout)
         self.keep = self.settings["longest_history"]
@@ -74,13 +78,14 @@ class Stage:
         moment = self.moments(inputs.get("time"), len(users))
         until = self.histories.until(row, moment)
         pasts, is_current = self.pasts(users, row, until, inputs.get("time"))
+        clock = self.clock(inputs, row, moment)
         index = np.zeros((len(users), self.width), np.int32)
         for part in self.layout:
             columns = slice(part["at"], part["at"] + part["length"])
             if part["from"] == "history":
                 self.recent(index[:, columns], part, pasts, moment)
             else:
-                index[:, columns] = self.encode(part, inputs, row, moment)
+                index[:, columns] = self.encode(part, inputs, row, clock)
         value = np.asarray(self.user_value[row], np.float32)
         [vector] = self.session.run(None, {"query_index": index, "query_value": value})
         return {
@@ -139,14 +144,26 @@ class Stage:
                 status[i] = UNKNOWN_USER if row[i] == 0 else EMPTY_HISTORY
         return status
 
-    def encode(self, part, inputs, row, moment):
+    def clock(self, inputs, row, moment):
+        """Local time of each request as if it were UTC: where it comes from, or the user lives."""
+        if self.user_utc_offset_s is None:
+            return moment
+        offset_s = self.user_utc_offset_s[row].astype(np.int64)
+        given = inputs.get(self.settings["country"])
+        if given is not None:
+            for i, country in enumerate(given[:, 0].tolist()):
+                name = country.decode("utf-8", "replace") if isinstance(country, bytes) else country
+                offset_s[i] = self.utc_offset_s.get(str(name), offset_s[i])
+        return moment + offset_s
+
+    def encode(self, part, inputs, row, clock):
         name = part["name"]
         if part["from"] == "user":
             return self.user_index[row, part["column"] : part["column"] + part["length"]]
         if name == "hour":
-            return self.look_up(name, moment % 86400 // 3600)
+            return self.look_up(name, clock % 86400 // 3600)
         if name == "weekday":
-            return self.look_up(name, (moment // 86400 + 3) % 7)
+            return self.look_up(name, (clock // 86400 + 3) % 7)
         given = inputs.get(name)
         return self.look_up(name, None if given is None else given[:, 0], len(row))
 
