@@ -83,14 +83,18 @@ def same(one: list[Row], other: list[Row]) -> float:
 
 
 def judge(study: Study, visits: list[Visit]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(the figures, what happened to each user)."""
     found = [one for one in map(study.one, visits) if one is not None]
-    before, after = np.array([one["recall"] for one in found]).T
     closed, opened, without = np.array([one["reward"] for one in found]).T
-    return {
-        "users": len(found),
-        "recall_rises": round(float((after > before).mean()), 4),
-        "recall_same": round(float((after == before).mean()), 4),
-        "of_genre_before_and_after": [round(float(v.mean()), 2) for v in (before, after)],
+    result: dict[str, Any] = {"users": len(found)}
+    if all(visit.mood >= 0 for visit in visits):
+        before, after = np.array([one["recall"] for one in found]).T
+        result |= {
+            "recall_rises": round(float((after > before).mean()), 4),
+            "recall_same": round(float((after == before).mean()), 4),
+            "of_genre_before_and_after": [round(float(v.mean()), 2) for v in (before, after)],
+        }
+    return result | {
         "identical_without_a_watch": round(float(np.mean([one["same"] for one in found])), 4),
         "kept_after_a_watch": round(float(np.mean([one["kept"] for one in found])), 4),
         "reward_of_open_visit": relative(opened, closed),

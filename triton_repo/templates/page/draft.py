@@ -159,10 +159,12 @@ class Draft:
     def _with_exploration(self, board):
         """What `Board.choose` does to the row of new releases."""
         stage, slots = self.stage, self.stage.settings["explore_slots"]
+        kinds = [at for at, kind in enumerate(board.kinds) if kind.name == "new"]
+        if slots == 0 or not kinds:
+            return {}
+        [kind] = kinds
 
-        def change(kind, positions):
-            if board.kinds[kind].name != "new" or slots == 0:
-                return positions
+        def change(positions):
             pool = board.free_of(kind, len(self.rows))
             positions, drawn = stage.explore_module.explore(
                 positions.tolist(), pool.tolist(), slots, self.chance
@@ -172,7 +174,7 @@ class Draft:
                 self.source[positions[place]] |= stage.sources_module.EXPLORE
             return np.array(positions)
 
-        return change
+        return {kind: change}
 
     # --- bookkeeping -----------------------------------------------------------------------------
     def _left(self):
