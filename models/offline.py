@@ -27,6 +27,7 @@ from workflow.features import tables as workflows
 from workflow.features.encoded import FeatureStore
 from workflow.features.fitted import restore_workflow
 from workflow.features.history import session_pointer
+from workflow.features.local_time import request_offset_s
 from workflow.features.samples import time_context, video_age_days
 from workflow.features.spec import FeatureSpec
 from workflow.run import Run, read_json
@@ -112,14 +113,21 @@ class OfflineRecommender:
             "history_end": end,
             "session_start": session_pointer(end, start, times, self.histories, gap_s),
         }
-        frame = self._transform(
-            {**context, **time_context(times)}, np.zeros(len(times), np.float32)
-        )
+        clock = time_context(times + self._utc_offset_s(user_row, context))
+        frame = self._transform({**context, **clock}, np.zeros(len(times), np.float32))
         encoded = {f.name: frame[f.name].to_numpy(np.int32) for f in self.spec.of_group("context")}
         state = {
             f.name: self.store.user(f.name)[user_row] for f in self.spec.of_group("user_state")
         }
         return samples | encoded | state
+
+    def _utc_offset_s(self, user_row: Array, context: dict[str, Array]) -> Array:
+        """Seconds that the clocks of requests are ahead of UTC."""
+        if not self.contract.utc_offsets:
+            return np.zeros(len(user_row), np.int32)
+        column = self.contract.tagged("events", "country")
+        asked = None if column is None else context.get(column.name)
+        return request_offset_s(self.contract, asked, self.store.user("utc_offset_s")[user_row])
 
     def _transform(self, columns: dict[str, Array], age_days: Array) -> pd.DataFrame:
         """The events workflow on raw columns; numbers it also expects are filled with 0."""

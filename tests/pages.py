@@ -59,6 +59,7 @@ class Catalogue:
         self.allowed = np.ones((n, len(COUNTRIES)), bool)
         self.since, self.until = np.zeros(n, np.int64), np.full(n, ALWAYS)
         self.published = np.full(n, NOW - 400 * DAY)
+        self.duration_s = np.full(n, 1_000, np.float32)
         self.country = np.zeros(self.num_users + 1, np.int16)
         self.limit = np.full(self.num_users + 1, len(RATINGS), np.int16)
         self.watches: list[list[tuple[int, int]]] = [[] for _ in range(self.num_users + 1)]
@@ -117,7 +118,8 @@ class Catalogue:
             "quotas": {"two_tower": 30, "neighbours": 10, "trending": 6, "fresh": 4},
             "fresh_days": 30, "because_rows": 2, "layouts": {"tv": [6, 5], "web": [4, 4]},
             "default_device": "web", "min_row_videos": 2, "diversity": "mmr",
-            "diversity_strength": 0.3, "diversity_depth": 150, "explore_slots": 0,
+            "diversity_strength": 0.3, "diversity_depth": 150, "session_strength": 0.1,
+            "explore_slots": 0,
             "exclude_watched": True, "groups": [f"Genre {g}" for g in range(self.num_groups)],
             "context": {"device": "device", "country": "country", "maturity": "maturity"},
         }  # fmt: skip
@@ -142,7 +144,8 @@ class Catalogue:
             "trending_row": self.trending, "popular_row": self.popular,
             "country_table": self.country_table, "fresh_row": newest.astype(np.int32),
             "fresh_time": self.published[newest], "diversity_vector": self.diversity_vector,
-            "group": self.group, "video_id": np.r_[-1, 1000 + np.arange(1, n)],
+            "duration_s": self.duration_s, "group": self.group,
+            "video_id": np.r_[-1, 1000 + np.arange(1, n)],
             "title_text": np.frombuffer(b"".join(titles), np.uint8),
             "title_start": np.cumsum([0, *map(len, titles)]).astype(np.int64),
         }  # fmt: skip
@@ -151,19 +154,22 @@ class Catalogue:
         """A request for one user with scored candidates, best first unless `score` is given.
 
         Args:
-            more: device, country, maturity, cursor (text), source, score, time, online, session,
-                status.
+            more: device, country, maturity, cursor (text), source, score, time, online, watch_s,
+                session, status.
         """
         rows = np.asarray(rows, np.int32)
         score = more.get("score", np.linspace(1, 0, max(len(rows), 1))[: len(rows)])
         start = np.cumsum([0, *map(len, self.watches)])
         online = np.zeros(20, np.int32)
         online[: len(more.get("online", ()))] = more.get("online", ())
+        seconds = np.full(20, np.nan, np.float32)
+        seconds[: len(more.get("watch_s", ()))] = more.get("watch_s", ())
         given = {
             "user_id": np.array([[user * 7 + 1]], np.int64),
             "user_row": np.array([[user]], np.int32),
             "watched_until": np.array([[start[user + 1]]], np.int64),
             "online_row": online[None],
+            "online_watch_s": seconds[None],
             "session_size": np.array([[more.get("session", 0)]], np.int32),
             "request_time": np.array([[more.get("time", NOW)]], np.int64),
             "query_status": np.array([[more.get("status", 0)]], np.int32),

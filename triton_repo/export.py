@@ -22,7 +22,7 @@ from triton_repo.catalogue import Catalogue, prune
 from triton_repo.catalogue_files import CatalogueFiles
 from triton_repo.graph import Slot, save_graph, save_parts
 from triton_repo.page_export import export_page
-from triton_repo.page_tensors import FUSED_PAGE, PAGE, PAGE_STAGE, page_tensors
+from triton_repo.page_tensors import FUSED_PAGE, PAGE, PAGE_STAGE, context_inputs, page_tensors
 from triton_repo.quantise import quantised
 from triton_repo.query_graph import query_tower_graph
 from triton_repo.ranker_graph import RankerLayout, ranker_graph
@@ -46,6 +46,7 @@ from workflow.config import Config
 from workflow.console import Report, no_report
 from workflow.features.encoded import FeatureStore
 from workflow.features.fitted import CompiledTable
+from workflow.features.local_time import HOUR_S
 from workflow.features.spec import FIRST_VALUE, QUERY_GROUPS, Feature, FeatureSpec
 from workflow.run import Run, read_json, replaced_folder, write_json
 from workflow.schema import Contract
@@ -139,6 +140,8 @@ class _Exporter:
             self._save(target, "watched_label", FIRST_VALUE + histories.label.astype(np.int32))
         self._save(target, "watched_time", histories.time)
         self._save(target, "watched_start", histories.start)
+        if self.contract.utc_offsets:
+            self._save(target, "user_utc_offset_s", self.store.user("utc_offset_s"))
         write_json(target / "stage.json", self._query_settings(users))
 
     def _query_settings(self, users: list[Feature]) -> dict[str, Any]:
@@ -157,6 +160,10 @@ class _Exporter:
             "longest_history": longest_history(self.spec),
             "session_gap_s": self.spec.session_gap_s,
             "vocabulary": {name: self._vocabulary(name) for name in names},
+            "country": context_inputs(self.contract)["country"],
+            "utc_offset_s": {
+                name: round(hours * HOUR_S) for name, hours in self.contract.utc_offsets.items()
+            },
         }
 
     def _vocabulary(self, name: str) -> dict[str, list[Any]]:

@@ -86,6 +86,7 @@ def pasts(
         "watched_row": histories.video_row,
         "watched_start": histories.start,
         "watched_flag": page_tables.watch_flags(tables, histories, store.duration_s()),
+        "duration_s": store.duration_s(),
         **counted,
         "country_table": table_of,
     }

@@ -19,6 +19,7 @@ from workflow.schema import Contract
 Arrays = dict[str, npt.NDArray[Any]]
 ONE_PER_VIDEO = (
     "maturity", "group", "candidate_vector", "neighbour", "diversity_vector", "video_id",
+    "duration_s",
 )  # fmt: skip
 
 
@@ -82,5 +83,6 @@ def _rows_of(tables: Tables, settings: dict[str, Any], arrays: Arrays) -> Arrays
     }
     width = arrays["group"].shape[1]
     new["group"] = page_tables.places_of(tables, settings["groups"], width)[1:]
+    new["duration_s"] = page_tables.durations(tables)
     new["title_text"], new["title_start"] = page_tables.titles(tables)
     return new | page_tables.newest(tables)

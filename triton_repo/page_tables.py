@@ -26,8 +26,9 @@ DIVERSITY_DIM = 16
 TRENDING, POPULAR, FRESH = 500, 2_000, 5_000  # lengths of the lists
 # A country has lists of its own from so many watches on.
 MIN_WATCHES = 1_000
+# As templates/page/history.py.
 BEGUN, DONE, LEFT_S = 0.05, 0.9, 60.0  # shares of a video and seconds left: what is unfinished
-UNFINISHED, LIKED = 1, 2  # as templates/page/history.py
+UNFINISHED, LIKED = 1, 2
 
 
 @dataclass(frozen=True)
@@ -316,6 +317,15 @@ def watch_countries(
             [place[one[0]] if one else at for one, at in zip(told, result, strict=True)], np.int16
         )
     return result
+
+
+def durations(tables: Tables) -> npt.NDArray[np.float32]:
+    """Seconds of each video; float32 [num_videos], NaN = not known."""
+    column = tables.contract.duration
+    if column is None:
+        return np.full(len(tables.videos), np.nan, np.float32)
+    seconds = tables.videos[column.name].to_numpy(np.float32, na_value=np.nan)
+    return np.where(seconds > 0, seconds, np.float32(np.nan))
 
 
 # --- likeness ------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ def page_tensors(contract: Contract, spec: FeatureSpec, num_candidates: int) -> 
         Tensor("user_row", "INT32", (1,)),
         Tensor("watched_until", "INT64", (1,)),
         Tensor("online_row", "INT32", (longest_history(spec),)),
+        Tensor("online_watch_s", "FP32", (longest_history(spec),)),
         Tensor("session_size", "INT32", (1,)),
         Tensor("request_time", "INT64", (1,)),
         Tensor("query_status", "INT32", (1,)),

@@ -90,6 +90,7 @@ def model_tensors(
         Tensor("watched_until", "INT64", (1,)),
         Tensor("online_row", "INT32", (longest_history(spec),)),
     )
+    watch_s = Tensor("online_watch_s", "FP32", (longest_history(spec),))
     candidates = Tensor("candidate_row", "INT32", (num_candidates,))
     answer = (
         Tensor("video_id", id_dtype(contract, "video_id"), (-1,)),
@@ -102,7 +103,7 @@ def model_tensors(
     ranked = (candidates, candidate_score, *features, moment, status, top_k)
     whole = ModelIO((request[0], top_k, *request[1:]), (*answer, query_us, retrieval_us, ranker_us))
     return {
-        "query_tower": ModelIO(request, (*search, *features, moment, status, query_us)),
+        "query_tower": ModelIO(request, (*search, watch_s, *features, moment, status, query_us)),
         "retrieval": ModelIO(search, (candidates, candidate_score, retrieval_us)),
         "ranker": ModelIO(ranked, (*answer, ranker_us)),
         FUSED: whole,

@@ -192,6 +192,8 @@ class PageConfig(_Strict):
     `layouts` by device: rows and columns of one answer (scrolling asks for the next one). Those
     given are added to LAYOUTS; a device without one gets that of `default_device`.
     `diversity` orders the best `diversity_depth` videos: a strength of 0 is relevance alone.
+    `session_strength`: how much what is like the videos of the open session gains, in parts of
+    the range of scores.
     `explore_slots`: places of New releases that a new video gets by chance.
     `unknown_maturity`: what a viewer sees whose limit nobody knows.
     """
@@ -204,6 +206,7 @@ class PageConfig(_Strict):
     diversity: Literal["mmr", "spectrum", "dpp", "none"] = "mmr"
     diversity_strength: float = Field(0.1, ge=0, lt=1)
     diversity_depth: int = Field(150, ge=1, le=2_000)
+    session_strength: float = Field(0.2, ge=0, lt=1)
     explore_slots: int = Field(2, ge=0, le=10)
     fresh_days: int = Field(30, ge=1)
     trending_half_life_days: float = Field(3.0, gt=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -169,13 +169,15 @@ class Contract(_Strict):
 
     `watched` says which events count as watches (retrieval targets and history): "all" events,
     or those whose "label" is positive. `ratings` lists maturity ratings that are text, mildest
-    first; those that are numbers order themselves.
+    first; those that are numbers order themselves. `utc_offsets`: hours that clocks are ahead of
+    UTC, by value of the columns tagged country; hour and weekday are then local.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     title: str = ""
     watched: Literal["all", "label"] = "label"
     ratings: tuple[str, ...] = ()
+    utc_offsets: dict[str, Annotated[float, Field(ge=-12, le=14)]] = {}
     events: Table
     users: Table | None = None
     videos: Table | None = None
@@ -191,6 +193,10 @@ class Contract(_Strict):
         _check_id_dtypes(self.events, "user_id", self.users)
         _check_id_dtypes(self.events, "video_id", self.videos)
         _check_ratings(self.tables(), self.ratings)
+        if self.utc_offsets and not (
+            self.tagged("users", "country") or self.tagged("events", "country")
+        ):
+            raise ValueError("utc_offsets: no column of users or events has the tag country")
         return self
 
     def tables(self) -> dict[TableName, Table]:

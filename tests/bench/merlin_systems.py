@@ -186,17 +186,21 @@ class Requests:
         store, spec = FeatureStore(run), recommender.spec
         start, known = np.asarray(store.histories().start), np.asarray(store.user("user_id"))
         rows = [{k: v[0] for k, v in row.items()} for row in sample_requests(run, inputs)]
+        self.known = known
         row_of = np.searchsorted(known, [row["user_id"] for row in rows]) + 1
         watched = start[row_of + 1] > start[row_of]
         self.time = spec.last_event + 1
         self.rows = [row for row, keep in zip(rows, watched, strict=True) if keep]
         self.context = [f.name for f in spec.of_group("context")]
         self.table = CompiledTable.load(store.root / "workflows" / "events")
-        self.clock = {name: int(v[0]) for name, v in time_context(np.array([self.time])).items()}
+        self.recommender = recommender
         self.codes = [self._codes(row) for row in self.rows]
 
     def _codes(self, row: dict[str, Any]) -> dict[str, int]:
-        values = row | self.clock
+        user_row = np.searchsorted(self.known, [row["user_id"]]) + 1
+        offset_s = self.recommender._utc_offset_s(user_row, {})
+        clock = time_context(self.time + offset_s.astype(np.int64))
+        values = row | {name: int(v[0]) for name, v in clock.items()}
         return {name: self._code(name, values.get(name)) for name in self.context}
 
     def _code(self, name: str, value: Any) -> int:

@@ -135,7 +135,7 @@ def test_a_watch_changes_the_next_page(
     assert video not in after.video_ids
     title = tables["videos"][int(video)]["title"]
     titles = [row.title for row in after.rows if row.kind != "continue"]
-    assert titles[:2] == ["Top picks", f"Because you watched {title}"]
+    assert titles[:2] == [f"Because you watched {title}", "Top picks"]
 
 
 def test_nobody_knows_this_user(sim_client: Client, tables: dict[str, Any], moment: int) -> None:

@@ -42,7 +42,7 @@ VIDEOS = pa.table(
             ["x"],
             ["drama"],
         ],
-        "duration_s": [60.0] * 8,
+        "duration_s": [60.0, None, 61, 62, 0, 63, None, 64],
         "maturity": ["all", "18+", None, "13+", "all", "13+", "new!", None],
         "language": ["de"] * 8,
         "countries": [["DE", "US"], [], ["US"], ["DE"], ["US"], ["DE", "XX"], ["US", "DE"], []],
@@ -66,6 +66,7 @@ def exported(count: int) -> dict[str, Any]:
         "candidate_vector": vectors,
         "diversity_vector": page_tables.short_vectors(vectors[:, :8], AXES),
         "neighbour": np.ones((count + 1, 3), np.int32),
+        "duration_s": np.r_[np.float32(np.nan), page_tables.durations(tables)],
         "video_id": np.r_[0, VIDEOS["video_id"].to_numpy()[:count]],
         **page_tables.newest(tables),
     }  # fmt: skip

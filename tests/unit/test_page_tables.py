@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.pages import load
 from triton_repo import page_tables
 from triton_repo.page_tables import ALWAYS, LIKED, UNFINISHED, Tables
 from workflow.features.history import Histories
@@ -216,3 +217,9 @@ def test_short_vectors_keep_what_is_alike(dim: int) -> None:
     likeness = short @ short.T
     same = (np.arange(301)[:, None] - np.arange(301)) % 6 == 0
     assert likeness[same].min() > 0.9 and likeness[~same].mean() < 0.1
+
+
+def test_what_is_unfinished_is_the_same_online() -> None:
+    history = load("history")
+    for name in ("BEGUN", "DONE", "LEFT_S", "UNFINISHED", "LIKED"):
+        assert getattr(history, name) == getattr(page_tables, name), name

@@ -92,7 +92,7 @@ def plan_sessions(world: World, rng: np.random.Generator, first: int, counts: Ar
     user, session, within = _split_into_sessions(rng, first, counts)
     session_user = user[within == 0]
     start = _session_starts(world, rng, session_user)
-    device, intent, mood = _session_kinds(world, rng, session_user, start)
+    device, intent, mood = session_kinds(world, rng, session_user, start)
     page_number, position = within // PAGE_SIZE, within % PAGE_SIZE
     page = np.cumsum(position == 0) - 1
     page_session = session[position == 0]
@@ -153,7 +153,7 @@ def _session_starts(world: World, rng: np.random.Generator, user: Array) -> Arra
     return np.asarray(start[np.lexsort((start, user))])
 
 
-def _session_kinds(
+def session_kinds(
     world: World, rng: np.random.Generator, user: Array, start: Array
 ) -> tuple[Array, Array, Array]:
     """Device, intent and mood genre (-1 = none) of each session."""

@@ -22,6 +22,7 @@ from workflow.features.history import (
     session_starts,
     smoothed_rate,
 )
+from workflow.features.local_time import user_offset_s
 from workflow.features.samples import POINTERS, Cuts, Known, build_samples, split_of
 from workflow.features.spec import Feature, FeatureSpec
 from workflow.features.split import NAMES, TEST, temporal_cuts
@@ -98,7 +99,9 @@ class _Builder:
         self.last_event = int(every_time.max())
         temporal = self.config.split.protocol == "temporal"
         self.cuts = Cuts(*temporal_cuts(every_time, self.config.split)) if temporal else Cuts(0, 0)
-        self.known = Known(histories, daily.finish(), self._publish_time(), 0.5)
+        self.known = Known(
+            histories, daily.finish(), self._publish_time(), 0.5, self._utc_offset_s()
+        )
         self.known = replace(self.known, label_prior=self._label_prior())
         for folder, part in (("history", histories), ("daily", self.known.daily)):
             for field in fields(part):
@@ -115,6 +118,9 @@ class _Builder:
             return None
         known = self.videos["publish_time"].fillna(0).to_numpy(np.int64)
         return np.append(np.int64(0), known)
+
+    def _utc_offset_s(self) -> npt.NDArray[np.int32] | None:
+        return user_offset_s(self.contract, self.users) if self.contract.utc_offsets else None
 
     def _label_prior(self) -> float:
         """Positive share before the test period; it smooths rates of users and videos."""
@@ -210,6 +216,8 @@ class _Builder:
         self._encode_state()
         if self.known.publish_time is not None:
             self._save("videos", "publish_time", self.known.publish_time)
+        if self.known.utc_offset_s is not None:
+            self._save("users", "utc_offset_s", self.known.utc_offset_s)
         self._save("videos", "raw_duration_s", self._durations())
         self._save("users", "user_id", raw_ids(self.users["user_id"]))
         self._save("videos", "video_id", raw_ids(self.videos["video_id"]))

@@ -17,6 +17,7 @@ from workflow.config import Config
 from workflow.features import history as past
 from workflow.features.daily import DailyCounts
 from workflow.features.history import SECONDS_PER_DAY, Histories
+from workflow.features.local_time import request_offset_s
 from workflow.features.split import UNUSED, leave_last_out, temporal_split
 from workflow.schema import Contract
 
@@ -41,12 +42,14 @@ class Known:
     Attributes:
         publish_time: int64 [num_videos + 1] unix seconds (0 = not known), or None without them.
         label_prior: share of positive labels outside the test part.
+        utc_offset_s: int32 [num_users + 1], or None where hours are those of UTC.
     """
 
     histories: Histories
     daily: DailyCounts
     publish_time: npt.NDArray[np.int64] | None
     label_prior: float
+    utc_offset_s: npt.NDArray[np.int32] | None = None
 
 
 def split_of(events: pd.DataFrame, config: Config, cuts: Cuts) -> npt.NDArray[np.int8]:
@@ -74,7 +77,7 @@ def build_samples(
     columns["watched"] = events["watched"].to_numpy().astype(np.int8)
     columns |= _user_state(events, known.label_prior, config)
     columns |= {c.name: events[c.name].to_numpy() for c in contract.features("context")}
-    columns |= time_context(events["timestamp"].to_numpy(np.int64))
+    columns |= time_context(local_time(events, contract, known))
     columns["label"] = (
         events["label"].to_numpy(np.float32)
         if contract.has_label
@@ -90,8 +93,23 @@ def build_samples(
     return samples[samples["part"] != UNUSED].reset_index(drop=True)
 
 
+def local_time(events: pd.DataFrame, contract: Contract, known: Known) -> npt.NDArray[np.int64]:
+    """What the clocks showed at each event, as if it were UTC; int64 [n]."""
+    time = events["timestamp"].to_numpy(np.int64)
+    if known.utc_offset_s is None:
+        return time
+    column = contract.tagged("events", "country")
+    asked = None if column is None else events[column.name].to_numpy(object)
+    of_user = known.utc_offset_s[events["user_row"].to_numpy()]
+    return time + request_offset_s(contract, asked, of_user)
+
+
 def time_context(timestamp: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
-    """Hour of day (0-23) and weekday (0 = Monday) in UTC; int64, same shape as `timestamp`."""
+    """Hour of day (0-23) and weekday (0 = Monday); int64, same shape as `timestamp`.
+
+    Args:
+        timestamp: of UTC, or of local time.
+    """
     days = timestamp // SECONDS_PER_DAY
     return {
         "hour": timestamp % SECONDS_PER_DAY // 3600,

@@ -1,7 +1,8 @@
 """One page in the making: row after row, until the layout is full or nothing is left.
 
-Order: Continue watching, Top picks, rows chosen stage by stage (rows.py), More for you, then the
-fallbacks: Popular in the viewer's country, Popular.
+Order: Continue watching, what is like the video watched last where that was just now, Top picks,
+rows chosen stage by stage (rows.py), More for you, then the fallbacks: Popular in the viewer's
+country, Popular.
 """
 
 import numpy as np
@@ -55,9 +56,9 @@ class Draft:
         board = self._board()
         placed = []
         if self.number == 0:
-            top = np.arange(min(self.columns, len(self.rows)))
-            board.take(top)
-            placed.append(self.stage.rows_module.Row(self.stage.rows_module.Kind("top"), top))
+            if self.past.num_now:  # its row is the board's first
+                placed += board.place(0, self.columns, self.least)
+            placed.append(board.top(self.columns))
         self.propensity = np.ones(len(self.rows), np.float32)
         placed += board.choose(
             self._left() - len(placed), self.columns, self.least, self._with_exploration(board)
@@ -105,13 +106,18 @@ class Draft:
         ok &= np.isfinite(request.ranker_score)
         keep = stage.sources.first_places(request.candidate_row, ok.nonzero()[0])
         score = request.ranker_score.take(keep)
-        by_score = np.argsort(-score, kind="stable")
-        keep, score = keep.take(by_score), score.take(by_score)
-        relevance = np.zeros(len(score), np.float32)
-        if len(score):
-            relevance += (score - score[-1]) / max(score[0] - score[-1], np.float32(1e-9))
+        settings, relevance = stage.settings, np.zeros(len(score), np.float32)
         vectors = stage.diversity_vector.take(request.candidate_row.take(keep), axis=0)
-        settings = stage.settings
+        if len(score):
+            low = score.min()
+            relevance += (score - low) / max(score.max() - low, np.float32(1e-9))
+        now = self.past.seeds[: self.past.num_now]
+        if now:
+            strength = np.float32(settings["session_strength"])
+            relevance += strength * self._shared(now, request.candidate_row.take(keep))
+        by_worth = np.argsort(-relevance if now else -score, kind="stable")
+        keep, score = keep.take(by_worth), score.take(by_worth)
+        relevance, vectors = relevance.take(by_worth), vectors.take(by_worth, axis=0)
         chosen = np.array(
             stage.diversify(
                 relevance, vectors, settings["diversity_depth"], settings["diversity_strength"]
@@ -124,6 +130,15 @@ class Draft:
         keep = keep.take(order)
         self.rows, self.scores = request.candidate_row.take(keep), score.take(order)
         self.source, self.vectors = request.candidate_source.take(keep), vectors.take(order, axis=0)
+
+    def _shared(self, seeds, rows):
+        """How much of the groups of the seeds each video has; float32 [n], from 0 to 1."""
+        group = self.stage.group
+        weight = np.zeros(len(self.stage.settings["groups"]) + 1, np.float32)
+        for seed in seeds:
+            own = group[seed][group[seed] > 0]
+            weight[own] += 1 / max(len(own) * len(seeds), 1)
+        return weight.take(group.take(rows, axis=0)).sum(axis=1)
 
     def _board(self):
         stage, rows = self.stage, self.stage.rows_module
@@ -144,10 +159,12 @@ class Draft:
     def _with_exploration(self, board):
         """What `Board.choose` does to the row of new releases."""
         stage, slots = self.stage, self.stage.settings["explore_slots"]
+        kinds = [at for at, kind in enumerate(board.kinds) if kind.name == "new"]
+        if slots == 0 or not kinds:
+            return {}
+        [kind] = kinds
 
-        def change(kind, positions):
-            if board.kinds[kind].name != "new" or slots == 0:
-                return positions
+        def change(positions):
             pool = board.free_of(kind, len(self.rows))
             positions, drawn = stage.explore_module.explore(
                 positions.tolist(), pool.tolist(), slots, self.chance
@@ -157,7 +174,7 @@ class Draft:
                 self.source[positions[place]] |= stage.sources_module.EXPLORE
             return np.array(positions)
 
-        return change
+        return {kind: change}
 
     # --- bookkeeping -----------------------------------------------------------------------------
     def _left(self):

@@ -8,9 +8,10 @@ import json
 
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
 _DTYPES = {
-    "online_row": "<i4", "candidate_row": "<i4", "candidate_source": "<i4", "ranker_score": "<f4",
+    "online_row": "<i4", "online_watch_s": "<f4", "candidate_row": "<i4",
+    "candidate_source": "<i4", "ranker_score": "<f4",
 }  # fmt: skip
 
 

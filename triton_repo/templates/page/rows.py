@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 HALF_LIFE = 50  # positions after which a video is worth half as much to a row
-# Rows with a reason of their own come before most rows by genre.
 NOW = 100.0  # how much more a row counts that answers what is being watched
-PRIOR = {"because": 2.0, "trending": 2.0, "new": 2.0, "genre": 1.0}
+PRIOR = {"because": 2.0, "trending": 1.0, "new": 1.0, "genre": 1.0}
 
 
 class Kind(NamedTuple):
@@ -39,7 +38,7 @@ class Board:
     """
 
     def __init__(self, kinds, member, vectors, strength):
-        self.kinds, self.strength = kinds, strength
+        self.kinds = kinds
         count = member.shape[1]
         worth = np.exp2(np.arange(count, dtype=np.float32) / np.float32(-HALF_LIFE))
         self.value = member * worth  # [k, n]
@@ -48,7 +47,7 @@ class Board:
         length = np.sqrt(likeness.diagonal()) + np.float32(1e-9)
         likeness /= length
         likeness /= length[:, None]
-        self.likeness = list(likeness)
+        self.room = list(1 - np.float32(strength) * likeness)
         self.prior = np.array([PRIOR[kind.name] for kind in kinds], np.float32)
         self.member, self.free = member, np.ones(count, bool)
         self.weight = np.ones(count, np.float32)  # `free` as a factor
@@ -58,11 +57,26 @@ class Board:
         self.free[positions] = False
         self.weight[positions] = 0
 
+    def top(self, columns):
+        """The row of the best that are not shown yet."""
+        positions = self.rest()[:columns]
+        self.take(positions)
+        return Row(Kind("top"), positions)
+
+    def place(self, kind, columns, least):
+        """A list of the row of a kind, which then competes no more; empty if it is too short."""
+        positions = self.free_of(kind, columns)
+        if len(positions) < least:
+            return []
+        self.take(positions)
+        self.prior[kind] = 0
+        return [Row(self.kinds[kind], positions)]
+
     def free_of(self, kind, columns):
         """The best `columns` members of a kind that are not shown yet."""
         return (self.member[kind] & self.free).nonzero()[0][:columns]
 
-    def choose(self, wanted, columns, least, change=None):
+    def choose(self, wanted, columns, least, changes=None):
         """Up to `wanted` rows, each time the one that adds most to the page.
 
         What a row adds is the worth of its videos that are not shown yet, times a prior of its
@@ -70,14 +84,15 @@ class Board:
 
         Args:
             least: a row with fewer videos is left out.
-            change: (kind, positions) -> positions, what becomes of a row before it is placed.
+            changes: kind -> (positions -> positions), what becomes of a row before it is placed.
         """
-        rows, nearest = [], np.zeros(len(self.kinds), np.float32)
-        value, weight, member, free = self.value, self.weight, self.member, self.free
-        strength, prior = np.float32(self.strength), self.prior
+        rows, room, changes = [], np.ones(len(self.kinds), np.float32), changes or {}
+        value, weight, member, free, prior = (
+            self.value, self.weight, self.member, self.free, self.prior,
+        )  # fmt: skip
         while len(rows) < wanted and len(prior):
             total = value @ weight
-            total *= prior * (1 - strength * nearest)
+            total *= prior * room
             best = int(total.argmax())
             if total[best] <= 0:
                 break
@@ -85,11 +100,11 @@ class Board:
             positions = (member[best] & free).nonzero()[0][:columns]
             if len(positions) < least:
                 continue
-            if change is not None:
-                positions = change(best, positions)
+            if best in changes:
+                positions = changes[best](positions)
             free[positions] = False
             weight[positions] = 0
-            np.maximum(nearest, self.likeness[best], out=nearest)
+            np.minimum(room, self.room[best], out=room)
             rows.append(Row(self.kinds[best], positions))
         return rows
 

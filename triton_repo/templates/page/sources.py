@@ -15,6 +15,13 @@ NAMES = ("two_tower", "neighbour", "trending", "fresh", "popular", "continue", "
 SECONDS_PER_DAY = 86_400
 
 
+def neighbour_shares(quota, num_seeds, num_now):
+    """How many neighbours each seed brings: as many each, but half of all the one just watched."""
+    if num_now == 0 or num_seeds == 1:
+        return [quota // max(num_seeds, 1)] * num_seeds
+    return [quota // 2] + [quota // 2 // (num_seeds - 1)] * (num_seeds - 1)
+
+
 class Sources:
     """Gathers the candidates of one request.
 
@@ -48,7 +55,7 @@ class Sources:
         end = len(rising) - np.searchsorted(rising, moment - self.fresh_s, side="left")
         return self.fresh_row[first:end]
 
-    def gather(self, vector, found, found_score, viewer, seeds):
+    def gather(self, vector, found, found_score, viewer, past):
         """(rows, retrieval scores, source bits) of at most `total` videos, each [total].
 
         Where rules and repeats leave a quota unfilled, more of retrieval's list takes the places,
@@ -57,14 +64,15 @@ class Sources:
         Args:
             vector: float32 [dim], of the request.
             found: int32 [k], retrieval's rows, more than its quota; found_score: float32 [k].
-            seeds: rows of the watches to find neighbours of.
+            past: whose seeds are the watches to find neighbours of.
         """
         table = self.table(viewer.country)
         quotas = self.quotas
-        share = quotas["neighbours"] // max(len(seeds), 1)
         pools = [(found, TWO_TOWER, quotas["two_tower"])]
+        shares = neighbour_shares(quotas["neighbours"], len(past.seeds), past.num_now)
         pools += [
-            (self.neighbour[row], NEIGHBOUR | 1 << (SEED + i), share) for i, row in enumerate(seeds)
+            (self.neighbour[row], NEIGHBOUR | 1 << (SEED + i), share)
+            for i, (row, share) in enumerate(zip(past.seeds, shares, strict=True))
         ]
         pools.append((self.trending_row[table], TRENDING, quotas["trending"]))
         pools.append((self.fresh(viewer.moment), FRESH, quotas["fresh"]))

@@ -34,6 +34,7 @@ class Request(NamedTuple):
     user_row: int
     watched_until: int
     online_row: Any  # int32 [any]
+    online_watch_s: Any  # float32 [the same]
     session_size: int
     moment: int  # unix seconds
     query_status: int
@@ -107,7 +108,7 @@ class Stage:
                 found = request.candidate_row
                 score = inputs["candidate_score"][i]
                 parts.append(
-                    self.sources.gather(inputs["query_vector"][i], found, score, viewer, past.seeds)
+                    self.sources.gather(inputs["query_vector"][i], found, score, viewer, past)
                 )
         names = ("candidate_row", "candidate_score", "candidate_source")
         return dict(zip(names, map(np.stack, zip(*parts, strict=True)), strict=True))
@@ -203,6 +204,7 @@ class Stage:
             user_row=int(inputs["user_row"][i, 0]),
             watched_until=int(inputs["watched_until"][i, 0]),
             online_row=online[online > 0],
+            online_watch_s=inputs["online_watch_s"][i][online > 0],
             session_size=int(inputs["session_size"][i, 0]),
             moment=int(inputs["request_time"][i, 0]),
             query_status=int(inputs["query_status"][i, 0]),
@@ -222,8 +224,9 @@ class Stage:
             request.user_row, request.moment, request.country, request.maturity
         )
         past = self.history.past(
-            request.user_row, request.watched_until, request.online_row, request.session_size
-        )
+            request.user_row, request.watched_until, request.online_row, request.online_watch_s,
+            request.session_size,
+        )  # fmt: skip
         return viewer, past, *self.seen(request.cursor)
 
     def seen(self, cursor):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NO_ROWS = np.zeros(0, np.int32)
+NO_ROWS, NO_SECONDS = np.zeros(0, np.int32), np.zeros(0, np.float32)
 FIRST_LABEL = 3  # the encoded label 0; 0 is padding, 1 null, 2 out of vocabulary
 
 
@@ -37,15 +37,18 @@ def rows_of(table, ids):
 
 
 class Events(NamedTuple):
-    """Watches of one user, oldest first; `label` is encoded, None where none is kept."""
+    """Watches of one user, oldest first; `label` is encoded.
+
+    `label` and `watch_s` (seconds watched, NaN = not known) are None where none are kept.
+    """
 
     row: Any
     time: Any
     label: Any
+    watch_s: Any = None
 
     def where(self, chosen):
-        label = None if self.label is None else self.label[chosen]
-        return Events(self.row[chosen], self.time[chosen], label)
+        return Events(*(None if values is None else values[chosen] for values in self))
 
     def then(self, other):
         """Both by time; those of `other` come after those of the same second here."""
@@ -58,12 +61,16 @@ class Events(NamedTuple):
 
 
 class Past(NamedTuple):
-    """The last watches of one user (`video` is the vocabulary index), and the online ones' rows."""
+    """The last watches of one user (`video` is the vocabulary index).
+
+    And of the online ones the rows and the seconds watched.
+    """
 
     video: Any
     time: Any
     label: Any
     online_row: Any
+    online_watch_s: Any
 
 
 class Histories:
@@ -98,7 +105,8 @@ class Histories:
         if self.graded:  # an unknown label counts as not positive
             label = np.array([FIRST_LABEL + (one or 0) for _, _, one, _ in events], np.int32)
         times = np.array([event[0] for event in events], np.int64)
-        return Events(rows, times, label).where(rows > 0)
+        watch_s = np.array([event[3] for event in events], np.float32)  # None becomes NaN
+        return Events(rows, times, label, watch_s).where(rows > 0)
 
     def until(self, row, moment):
         """End of what each user had watched before the request, in the bundle's arrays."""
@@ -120,13 +128,14 @@ class Histories:
         first = max(self.watched_start[user], until - self.longest)
         label = self.watched_label[first:until] if self.graded else None
         events = Events(self.watched_row[first:until], self.watched_time[first:until], label)
-        online_row = NO_ROWS
+        online_row, online_watch_s = NO_ROWS, NO_SECONDS
         if online is not None:
             new = online.where(self._is_new(user, online) & (online.time < online_until))
             if len(new.row):
-                online_row = new.row
+                online_row, online_watch_s = new.row, new.watch_s
                 events = events.then(new).where(slice(-self.longest, None))
-        return Past(self.video_index[events.row], events.time, events.label, online_row)
+        index = self.video_index[events.row]
+        return Past(index, events.time, events.label, online_row, online_watch_s)
 
     def _is_new(self, user, online):
         """False where the bundle's histories have the same video in the same second."""

@@ -1,7 +1,8 @@
 """Query tower: raw user id and request context in, query vector and packed features out.
 
 Files: stage.json, tower.onnx, user_id.npy (sorted raw ids), user_index.npy and user_value.npy
-(encoded user features by row; row 0 is the unknown user), and those of past.py. Events since the
+(encoded user features by row; row 0 is the unknown user), user_utc_offset_s.npy (where hours are
+local: seconds ahead of UTC, by user row), and those of past.py. Events since the
 export are read from the store that the environment variable MARQUEE_STATE names, if any.
 """
 
@@ -54,6 +55,9 @@ class Stage:
         past, store = load(folder / "past.py"), load(folder / "store.py")
         for name in ("user_id", "user_index", "user_value"):
             setattr(self, name, past.open_array(folder / f"{name}.npy"))
+        self.utc_offset_s, self.user_utc_offset_s = self.settings["utc_offset_s"], None
+        if self.utc_offset_s:
+            self.user_utc_offset_s = past.open_array(folder / "user_utc_offset_s.npy")
         self.layout = self.settings["query_index"]  # [{"name", "from", "at", "length"}]
         self.width = sum(part["length"] for part in self.layout)
         users = [part for part in self.layout if part["from"] == "user"]
@@ -82,6 +86,7 @@ class Stage:
         moment = self.moments(inputs.get("time"), len(users))
         until = self.histories.until(row, moment)
         pasts, is_current = self.pasts(users, row, until, inputs.get("time"))
+        clock = self.clock(inputs, row, moment)
         index = np.zeros((len(users), self.width), np.int32)
         index[:, self.user_at] = self.user_index[row][:, self.user_column]
         for part in self.layout:
@@ -89,7 +94,7 @@ class Stage:
             if part["from"] == "history":
                 self.recent(index[:, columns], part, pasts, moment)
             elif part["from"] != "user":
-                index[:, columns] = self.context(part["name"], inputs, moment)
+                index[:, columns] = self.context(part["name"], inputs, clock)
         value = np.asarray(self.user_value[row], np.float32)
         [vector] = self.session.run(None, {"query_index": index, "query_value": value})
         return {
@@ -98,7 +103,8 @@ class Stage:
             "query_value": value,
             "user_row": row[:, None],
             "watched_until": until[:, None],
-            "online_row": self.online_rows(pasts),
+            "online_row": self.online(pasts, "online_row", np.int32, 0),
+            "online_watch_s": self.online(pasts, "online_watch_s", np.float32, np.nan),
             "request_time": moment[:, None],
             "query_status": self.status(row, pasts, is_current)[:, None],
         }
@@ -129,12 +135,13 @@ class Stage:
         pasts = map(self.histories.before, row, until, online, online_until)
         return list(pasts), is_current
 
-    def online_rows(self, pasts):
-        """Video rows of what was watched since the export; int32 [n, keep], 0-padded."""
-        rows = np.zeros((len(pasts), self.keep), np.int32)
+    def online(self, pasts, name, dtype, empty):
+        """Rows of what was watched since the export, or the seconds; [n, keep], oldest first."""
+        result = np.full((len(pasts), self.keep), empty, dtype)
         for i, past in enumerate(pasts):
-            rows[i, : len(past.online_row)] = past.online_row
-        return rows
+            values = getattr(past, name)
+            result[i, : len(values)] = values
+        return result
 
     def status(self, row, pasts, is_current):
         """A user with watches, baked or online, is ok whether or not the bundle knows the id."""
@@ -146,14 +153,26 @@ class Stage:
                 status[i] = UNKNOWN_USER if row[i] == 0 else EMPTY_HISTORY
         return status
 
-    def context(self, name, inputs, moment):
+    def clock(self, inputs, row, moment):
+        """Local time of each request as if it were UTC: where it comes from, or the user lives."""
+        if self.user_utc_offset_s is None:
+            return moment
+        offset_s = self.user_utc_offset_s[row].astype(np.int64)
+        given = inputs.get(self.settings["country"])
+        if given is not None:
+            for i, country in enumerate(given[:, 0].tolist()):
+                name = country.decode("utf-8", "replace") if isinstance(country, bytes) else country
+                offset_s[i] = self.utc_offset_s.get(str(name), offset_s[i])
+        return moment + offset_s
+
+    def context(self, name, inputs, clock):
         """Vocabulary indices [n, 1] of a feature that comes with the request."""
         if name == "hour":
-            return self.look_up(name, [at % 86400 // 3600 for at in moment.tolist()])
+            return self.look_up(name, [at % 86400 // 3600 for at in clock.tolist()])
         if name == "weekday":
-            return self.look_up(name, [(at // 86400 + 3) % 7 for at in moment.tolist()])
+            return self.look_up(name, [(at // 86400 + 3) % 7 for at in clock.tolist()])
         given = inputs.get(name)
-        return self.look_up(name, None if given is None else given[:, 0].tolist(), len(moment))
+        return self.look_up(name, None if given is None else given[:, 0].tolist(), len(clock))
 
     def look_up(self, name, values, count=0):
         """Vocabulary indices [n, 1]: 1 for null (absent or empty), 2 for unknown values."""
