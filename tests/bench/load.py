@@ -77,6 +77,16 @@ class Load:
         """Open loop: requests start on time whether or not earlier ones were answered."""
         return asyncio.run(self._run(lambda one: self._open(one, per_s, duration_s)))
 
+    def at_lasting_rate(
+        self, per_s: float, duration_s: float, first_s: float
+    ) -> tuple[Outcome, Outcome]:
+        """As `at_rate`, for both times; what was sent in the first seconds, and what came after."""
+        first = asyncio.run(
+            self._run(lambda one: self._open(one, per_s, first_s + duration_s, first_s))
+        )
+        first.seconds, self.outcome.seconds = first_s, duration_s
+        return first, self.outcome
+
     def at_concurrency(self, concurrency: int, duration_s: float) -> Outcome:
         """Closed loop: each of `concurrency` callers asks again once it was answered."""
         return asyncio.run(self._run(lambda one: self._closed(one, concurrency, duration_s)))
@@ -85,16 +95,18 @@ class Load:
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(self.url, options=options) as channel:
             call = channel.unary_unary(METHOD)
-            self.outcome = Outcome()
+            outcome = self.outcome = Outcome()
             started = time.perf_counter()
             await phase(call)
-            self.outcome.seconds = time.perf_counter() - started
-        return self.outcome
+            outcome.seconds = time.perf_counter() - started
+        return outcome
 
-    async def _open(self, call: Any, per_s: float, duration_s: float) -> None:
+    async def _open(self, call: Any, per_s: float, duration_s: float, first_s: float = 0.0) -> None:
         tasks: set[asyncio.Task[None]] = set()
         started = time.perf_counter()
         for number in range(int(per_s * duration_s)):
+            if number == int(per_s * first_s) > 0:
+                self.outcome = Outcome()
             delay = started + number / per_s - time.perf_counter()
             if delay > 0.0005:
                 await asyncio.sleep(delay)
@@ -115,13 +127,13 @@ class Load:
         await asyncio.gather(*(caller(first) for first in range(concurrency)))
 
     async def _ask(self, call: Any, number: int) -> None:
-        self.outcome.sent += 1
-        started = time.perf_counter()
+        outcome, started = self.outcome, time.perf_counter()
+        outcome.sent += 1
         try:
             await call(self.payloads[number % len(self.payloads)], timeout=self.timeout_s)
-            self.outcome.answered_s.append(time.perf_counter() - started)
+            outcome.answered_s.append(time.perf_counter() - started)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                self.outcome.refused_s.append(time.perf_counter() - started)
+                outcome.refused_s.append(time.perf_counter() - started)
             else:
-                self.outcome.errors[f"{error.code().name}: {(error.details() or '')[:80]}"] += 1
+                outcome.errors[f"{error.code().name}: {(error.details() or '')[:80]}"] += 1

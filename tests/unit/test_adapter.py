@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -156,7 +155,7 @@ def test_of_a_queue_that_stands_the_newest_are_answered(
     adapter: ModuleType, tmp_path: Path, sizes: list[int], refused: int
 ) -> None:
     model = load(adapter, tmp_path, max_waiting=12)
-    model.crowded_at = time.monotonic()
+    model.stands = True
     requests = [Request(*[i] * size) for i, size in enumerate(sizes)]
     answers = model.execute(requests)
     assert [answer is None for answer in answers] == [i < refused for i in range(len(sizes))]
@@ -171,23 +170,38 @@ def test_of_a_queue_that_stands_the_newest_are_answered(
         assert rows(answer) == [2 * i] * sizes[i]
 
 
-def test_what_a_stall_left_is_worked_off(
+def test_a_queue_that_does_not_stand_is_worked_off(
     adapter: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It shrinks from batch to batch; when it does not, or comes again soon, it is cut."""
+    """One that stands is cut, until it has been short for as long."""
     model, now = load(adapter, tmp_path, max_waiting=10), 100.0
     monkeypatch.setattr(adapter.time, "monotonic", lambda: now)
+    batch_s = adapter.IDLE_S / 2
 
     def answered(waiting: int) -> int:
+        nonlocal now
+        now += batch_s
         return sum(one is not None for one in model.execute([Request(1) for _ in range(waiting)]))
 
-    assert [answered(waiting) for waiting in (3, 40, 36, 20, 9)] == [3, 40, 36, 20, 9]
-    assert answered(40) == 10  # not calm for long enough
-    now += adapter.CALM_S / 2
-    assert [answered(waiting) for waiting in (9, 12)] == [9, 10]
-    now += adapter.CALM_S + 0.1
-    assert answered(50) == 40  # a burst has its limit too
-    assert [answered(50) for _ in range(12)] == [36, 32, 28, 25, 22, 19, 17, 15, 13, 11, 10, 10]
+    batches = int(adapter.STANDS_S / batch_s)
+    assert [answered(waiting) for waiting in (3, 40, 36, 41)] == [3, 40, 36, 40]
+    assert [answered(40) for _ in range(batches - 6)] == [40] * (batches - 6)
+    assert answered(9) == 9  # short once: it does not stand
+    assert [answered(40) for _ in range(batches - 2)] == [40] * (batches - 2)
+    assert [answered(40) for _ in range(8)][-3:] == [10] * 3
+    assert [answered(waiting) for waiting in (10, 40)] == [10, 10]  # short once: it still stands
+    assert [answered(10) for _ in range(batches + 2)] == [10] * (batches + 2)
+    assert answered(40) == 40
+
+
+def test_after_a_pause_a_queue_does_not_stand(
+    adapter: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, now = load(adapter, tmp_path, max_waiting=10), 100.0
+    monkeypatch.setattr(adapter.time, "monotonic", lambda: now)
+    for _ in range(5):
+        now += adapter.STANDS_S + adapter.IDLE_S
+        assert None not in model.execute([Request(1) for _ in range(40)])
 
 
 def test_a_warm_up_is_never_refused(adapter: ModuleType, tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 Each stage is plain numpy in stage.py and knows nothing of Triton.
 
 With the parameter `max_waiting` a batch is all that has come while the one before was answered.
-A queue that a stall left behind, up to `BURST` times `max_waiting` rows, is worked off, in batches
-each of which is smaller than the one before. One that does not shrink so, because more comes than
-can be answered, is cut: the newest requests, up to `max_waiting` rows, are answered, the others are
-refused before any work. The next burst is free only when the queue has been short for `CALM_S`.
-(The oldest have waited longest, and their callers are the likeliest to have given up. To tell a
-burst from a queue that stands is the idea of CoDel, Nichols & Jacobson, ACM Queue 2012. Triton's
-own queue limits do not serve: in 2.51 a queue with a policy misses wake-ups, half a second each.)
+A queue that a stall or a slow moment left behind, up to `BURST` times `max_waiting` rows, is worked
+off. One that has been longer than `max_waiting` for `STANDS_S`, because more comes than can be
+answered, is cut until it has been short for as long: the newest requests, up to `max_waiting` rows,
+are answered, the others are refused before any work. (The oldest have waited longest, and their
+callers are the likeliest to have given up. To tell a burst from a queue that stands by its time is
+the idea of CoDel, Nichols & Jacobson, ACM Queue 2012. Triton's own queue limits do not serve: in
+2.51 a queue with a policy misses wake-ups, half a second each.)
 """
 
 import json
@@ -20,8 +20,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 BURST = 4
-SHRINKS = 0.9
-CALM_S = 1.0
+STANDS_S = 0.5
+IDLE_S = 0.02  # between two batches: the queue was empty, or the process stood still
 
 
 class TritonPythonModel:
@@ -41,8 +41,9 @@ class TritonPythonModel:
         self.stage = load(folder, "stage").Stage(folder)
         setting = config["parameters"].get("max_waiting")
         self.max_waiting = None if setting is None else int(setting["string_value"])
-        self.answered = 0  # rows of the last batch
-        self.crowded_at = -np.inf  # when more than max_waiting rows waited, by the monotonic clock
+        self.stands = False
+        # By the monotonic clock: when the queue last was as `stands` says; the end of a batch.
+        self.confirmed_at = self.done_at = time.monotonic()
         # Rows still to come of the warm-up; refusing one of them ends Triton 2.51.
         self.warm_up = sum(int(sample["batch_size"]) for sample in config["model_warmup"])
         self.meter = None
@@ -56,7 +57,9 @@ class TritonPythonModel:
         first = self.first_kept(list(map(self.rows, requests)))
         for request in requests[:first]:
             request.get_response_sender().send(self.overloaded(), END)
-        return [None] * first + self.answer(requests[first:])
+        answers = [None] * first + self.answer(requests[first:])
+        self.done_at = time.monotonic()
+        return answers
 
     def first_kept(self, sizes):
         """Where the newest requests begin that there is room for; at least one is kept."""
@@ -65,17 +68,16 @@ class TritonPythonModel:
             self.warm_up -= waiting
             return 0
         now = time.monotonic()
-        if now - self.crowded_at > CALM_S:
-            room = BURST * self.max_waiting
-        else:
-            room = max(self.max_waiting, int(SHRINKS * self.answered))
-        if waiting > self.max_waiting:
-            self.crowded_at = now
+        is_long = waiting > self.max_waiting and now - self.done_at < IDLE_S
+        if is_long == self.stands:
+            self.confirmed_at = now
+        elif now - self.confirmed_at > STANDS_S:
+            self.stands, self.confirmed_at = is_long, now
+        room = self.max_waiting if self.stands else BURST * self.max_waiting
         first, kept = len(sizes) - 1, sizes[-1]
         while first > 0 and kept + sizes[first - 1] <= room:
             first -= 1
             kept += sizes[first]
-        self.answered = kept
         return first
 
     def rows(self, request):
