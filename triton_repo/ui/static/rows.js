@@ -18,7 +18,6 @@ export function art(video) {
   const element = h(
     "span",
     { class: `art ${face}${long}`, "data-title": video.title, "data-kinds": JSON.stringify(video.groups) },
-    h("span", { class: "art-kind" }, video.groups[0] ?? ""),
     h("span", { class: "art-title" }, video.title),
   );
   drawn.observe(element);
