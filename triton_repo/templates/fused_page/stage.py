@@ -85,7 +85,7 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
         """What candidates are ranked by; float32 [n, candidates]."""
         if not self.ranker.ranks:
             return known["candidate_score"]
-        return self.ranker.score(known, known["candidate_row"])
+        return self.ranker.score(known)
 
     def run_steps(self, inputs):
         known = super().run_steps(inputs)

@@ -68,7 +68,7 @@ class Stage:
 
     def run(self, inputs):
         rows = inputs["candidate_row"]
-        scores = self.score(inputs, rows) if self.ranks else inputs["candidate_score"].copy()
+        scores = self.score(inputs) if self.ranks else inputs["candidate_score"].copy()
         scores[rows == 0] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")
         order += np.arange(len(rows))[:, None] * rows.shape[1]  # positions in the flat arrays
@@ -82,8 +82,9 @@ class Stage:
             "status": inputs["query_status"],
         }
 
-    def score(self, inputs, rows):
-        return self.ask(self.session, inputs, rows, inputs["candidate_score"])[0]
+    def score(self, inputs):
+        rows, candidate_score = inputs["candidate_row"], inputs["candidate_score"]
+        return self.ask(self.session, inputs, rows, candidate_score)[0]
 
     def explain(self, inputs, rows):
         """What each head says of videos, {name: float32 [n, k]}; nothing without a ranker.
