@@ -205,44 +205,51 @@ class _Ranker:
 
     # --- score -----------------------------------------------------------------------------------
     def _heads_say(self) -> dict[str, str]:
-        """Term of models.scoring.TERMS -> its tensor [batch, k], of every head that there is."""
+        """By term of models.scoring.TERMS: minus log p, or the quantile; [batch * k, 1] each."""
         g, w = self.g, self.weights
         hidden = self._perceptron(w.watch_top)
-        said = {"watch": self._log_probability(hidden, w.watch_head, w.scoring.watch)}
+        said = {"watch": self._minus_log_probability(hidden, w.watch_head, w.scoring.watch)}
         if w.label_head is not None or w.time_head is not None:
             hidden = self._perceptron(w.top)
             if w.label_head is not None:
-                said["label"] = self._log_probability(hidden, w.label_head, w.scoring.label)
+                label = self._minus_log_probability(hidden, w.label_head, w.scoring.label)
+                said["label"] = label
             if w.time_head is not None:
-                quantile = g.op("Sigmoid", g.dense(hidden, w.time_head))
-                said["watch_time"] = self._per_candidate(quantile)
+                said["watch_time"] = g.op("Sigmoid", g.dense(hidden, w.time_head))
         return said
 
     def _score(self, heads: dict[str, str]) -> None:
         """The weighted sum of models.ranker_predict.combined; terms of weight 0 are left out."""
         g, chosen = self.g, self.weights.scoring.weights
-        weights = {name: getattr(chosen, name) for name in heads}
-        terms = [(heads[name], weight) for name, weight in weights.items() if weight]
-        if chosen.retrieval or not terms:
-            terms.append(("candidate_score", chosen.retrieval))
-        weighted = [g.op("Mul", term, g.number(weight)) for term, weight in terms]
-        g.named("score", "Sum", *weighted)
+        signed = {"watch": -chosen.watch, "label": -chosen.label, "watch_time": chosen.watch_time}
+        weighted = [
+            g.op("Mul", term, g.number(signed[name]))
+            for name, term in heads.items()
+            if signed[name]
+        ]
+        summed = [self._per_candidate(g.op("Sum", *weighted))] if weighted else []
+        if chosen.retrieval or not summed:
+            summed.append(g.op("Mul", "candidate_score", g.number(chosen.retrieval)))
+        g.named("score", "Sum", *summed)
 
     def _tasks(self, heads: dict[str, str]) -> tuple[str, ...]:
         """Make outputs of TASKS; returns their names."""
+        g = self.g
         for head, term in heads.items():
-            self.g.named(TASKS[head], "Identity" if head == "watch_time" else "Exp", term)
+            if head == "watch_time":
+                g.named(TASKS[head], "Identity", self._per_candidate(term))
+            else:
+                g.named(TASKS[head], "Exp", self._per_candidate(g.op("Neg", term)))
         return tuple(TASKS[head] for head in heads)
 
-    def _log_probability(self, hidden: str, head: Dense, platt: Platt) -> str:
-        """log sigmoid of the calibrated logit, as -softplus(-x); [batch, k]."""
+    def _minus_log_probability(self, hidden: str, head: Dense, platt: Platt) -> str:
+        """Minus the log sigmoid of the calibrated logit x, softplus(-x); [batch * k, 1]."""
         scaled = Dense(
             np.float32(-platt.scale) * head.kernel,
             np.float32(-platt.scale) * head.bias - np.float32(platt.shift),
             "linear",
         )
-        softplus = self.g.op("Softplus", self.g.dense(hidden, scaled))
-        return self._per_candidate(self.g.op("Neg", softplus))
+        return self.g.op("Softplus", self.g.dense(hidden, scaled))
 
     def _per_candidate(self, x: str, *last: int) -> str:
         """[batch * k, width] becomes [batch, k, *last]."""

@@ -122,6 +122,27 @@ def in_row(page: Page, title: str) -> Locator:
 
 
 # --- the page ------------------------------------------------------------------------------------
+def test_the_health_tab(opened: Any, users: list[str], announced: dict[str, Any]) -> None:
+    """First, while there are few pages to judge by."""
+    page = opened(f"?user={users[1]}&device=web")
+    page.get_by_role("tab", name="Health").click()
+    page.locator(".card").first.wait_for()
+
+    def card(title: str) -> Locator:
+        return page.locator(".card", has=page.get_by_role("heading", name=title, exact=True))
+
+    expect(card("Bundle")).to_contain_text(str(announced["version"]))
+    expect(card("Coverage")).to_contain_text("pages of the log's requests")
+    expect(card("Latency")).to_contain_text("query tower")
+    expect(card("Latency")).to_contain_text("Triton, since its start")
+    expect(card("Calibration")).to_contain_text("held-out events")
+    assert card("Calibration").locator("circle").count() == 10
+    expect(card("Drift of requests")).to_contain_text("Too few to say")
+    features = card("Drift of features").locator("tbody th").all_inner_texts()
+    assert {"device", "country", "genres", "video age days", "label"} <= set(features)
+    expect(card("A/B split")).to_contain_text("A run serves one bundle")
+
+
 def test_rows_with_reasons(opened: Any, users: list[str]) -> None:
     page = opened(f"?user={users[1]}&device=tv")
     assert page.title() == "Marquee" and {"Top picks", "New releases"} <= set(titles(page))
@@ -294,26 +315,6 @@ def test_nothing_is_wider_than_the_screen(opened: Any, users: list[str], width: 
     page.get_by_role("tab", name="Health").click()
     page.locator(".card").first.wait_for()
     assert fits()
-
-
-def test_the_health_tab(opened: Any, users: list[str], announced: dict[str, Any]) -> None:
-    page = opened(f"?user={users[1]}&device=web")
-    page.get_by_role("tab", name="Health").click()
-    page.locator(".card").first.wait_for()
-
-    def card(title: str) -> Locator:
-        return page.locator(".card", has=page.get_by_role("heading", name=title, exact=True))
-
-    expect(card("Bundle")).to_contain_text(str(announced["version"]))
-    expect(card("Coverage")).to_contain_text("pages of the log's requests")
-    expect(card("Latency")).to_contain_text("query tower")
-    expect(card("Latency")).to_contain_text("Triton, since its start")
-    expect(card("Calibration")).to_contain_text("held-out events")
-    assert card("Calibration").locator("circle").count() == 10
-    expect(card("Drift of requests")).to_contain_text("Too few to say")
-    features = card("Drift of features").locator("tbody th").all_inner_texts()
-    assert {"device", "country", "genres", "video age days", "label"} <= set(features)
-    expect(card("A/B split")).to_contain_text("A run serves one bundle")
 
 
 # --- what goes wrong -----------------------------------------------------------------------------

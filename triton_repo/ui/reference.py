@@ -98,7 +98,7 @@ class Log:
             before, after = (self.values(part, feature) for part in (self.train, self.recent))
             numbers = feature.kind == "continuous"
             rows.append(drift.row(feature.name, before, after, LEAST_EVENTS, numbers=numbers))
-        if "label" in self.train:
+        if self.spec.has_label:
             before, after = (part["label"].tolist() for part in (self.train, self.recent))
             rows.append(drift.row("label", before, after, LEAST_EVENTS, numbers=False))
         rows.sort(key=lambda row: -row["psi"])
@@ -132,7 +132,7 @@ class Log:
     # --- calibration -----------------------------------------------------------------------------
     def calibration(self, source: LiveSource) -> dict[str, Any]:
         """What the served ranker says of held-out events, and what happened."""
-        if "label" not in self.recent:
+        if not self.spec.has_label:
             return {"missing": "The log has no label to compare with"}
         count = min(len(self.recent), NUM_JUDGED)
         if count < LEAST_EVENTS:

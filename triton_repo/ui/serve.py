@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import webbrowser
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -80,7 +81,8 @@ def _serve(
                 _announce(output, served, url, version, host)
                 if opens and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
                     webbrowser.open(url)  # without a display, a text browser would take over
-                threading.Event().wait()
+                while True:  # a signal that another thread got is seen when this one wakes up
+                    time.sleep(0.5)
             finally:
                 web.shutdown()
 

@@ -83,8 +83,8 @@ class Stage:
         }
 
     def score(self, inputs):
-        candidates = inputs["candidate_row"], inputs["candidate_score"]
-        return self.ask(self.session, inputs, *candidates)[0]
+        rows, candidate_score = inputs["candidate_row"], inputs["candidate_score"]
+        return self.ask(self.session, inputs, rows, candidate_score)[0]
 
     def explain(self, inputs, rows):
         """What each head says of videos, {name: float32 [n, k]}; nothing without a ranker.

@@ -29,7 +29,7 @@ function meter(label, text, share, note) {
 function expects(shown, video, label) {
   const parts = [];
   if (shown.p_positive !== null) parts.push(meter(`P(${label ?? "positive"})`, percent(shown.p_positive), shown.p_positive, "if shown"));
-  else if (shown.p_watched !== null) parts.push(meter("P(watched)", percent(shown.p_watched), shown.p_watched, "of a list"));
+  if (shown.p_watched !== null) parts.push(meter("P(watched)", percent(shown.p_watched), shown.p_watched, "of what retrieval returns"));
   if (shown.watch_s !== null) {
     const of = video.duration_s ? `of ${minutes(video.duration_s)}, if watched` : "if watched";
     parts.push(meter("Expected watch time", minutes(shown.watch_s), video.duration_s ? shown.watch_s / video.duration_s : null, of));

@@ -18,7 +18,6 @@ export function art(video) {
   const element = h(
     "span",
     { class: `art ${face}${long}`, "data-title": video.title, "data-kinds": JSON.stringify(video.groups) },
-    h("span", { class: "art-kind" }, video.groups[0] ?? ""),
     h("span", { class: "art-title" }, video.title),
   );
   drawn.observe(element);
@@ -31,8 +30,10 @@ function tile(video, shown, row, open) {
   if (shown.sources.includes("explore")) badges.push(h("span", { class: "badge chance" }, "by chance"));
   if (shown.up > 1) badges.push(h("span", { class: "badge up" }, `▲ ${shown.up}`));
   if (shown.isNew) badges.push(h("span", { class: "badge fresh" }, "new here"));
-  const facts = [video.groups.slice(0, 2).join(", "), minutes(video.duration_s)].filter(Boolean).join(" · ");
-  const said = [video.title, facts, shown.isNew ? "new on this page" : "", shown.up > 1 ? `${shown.up} places up` : ""].filter(Boolean).join(", ");
+  const [kind, second] = video.groups;
+  const length = minutes(video.duration_s);
+  const facts = [kind && [kind, second && h("span", { class: "wide" }, `, ${second}`)], length].filter(Boolean);
+  const said = [video.title, kind, second, length, shown.isNew ? "new on this page" : "", shown.up > 1 ? `${shown.up} places up` : ""].filter(Boolean).join(", ");
   return h(
     "li",
     {},
@@ -44,7 +45,7 @@ function tile(video, shown, row, open) {
       },
       art(video),
       h("span", { class: "badges" }, ...badges),
-      h("span", { class: "facts" }, facts || "\u00a0"),
+      h("span", { class: "facts" }, ...facts.map((fact) => h("span", {}, ...[fact].flat())), "\u00a0"),
     ),
   );
 }
