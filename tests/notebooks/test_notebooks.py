@@ -38,8 +38,13 @@ FINDINGS = {
     "02_retrieval": ["objective: ", "blend: {", "recall@", "This run serves: flat"],
     "03_ranking": ["log loss", "candidates each", "weights: retrieval", "NDCG@10 of the served"],
     "04_serving": ["equals the ensemble: True", "server gone: True"],
-    "05_homepage": ["rule violations: 0", "videos twice on the page: 0", "identical: True",
-                    "offered again: False", "repeated: 0"],  # fmt: skip
+    "05_homepage": [
+        "rule violations: 0",
+        "videos twice on the page: 0",
+        "identical: True",
+        "offered again: False",
+        "repeated: 0",
+    ],  # fmt: skip
 }
 Executed = dict[str, Future[Any]]  # notebook's name -> itself with outputs, or its error
 MACHINE_PATH = re.compile(
