@@ -103,6 +103,16 @@ class Graph:
         vectors, present = self.op("Gather", self.constant(table), index), self.present(index)
         return self.mean(vectors, present, self.count(present))
 
+    def embed_all(
+        self, packed: str, slots: list[Slot], tables: list[npt.NDArray[np.float32]]
+    ) -> str:
+        """[batch, slots, dim]: one look-up for slots of one entry whose tables are equally wide."""
+        sizes = [len(table) for table in tables]
+        first = np.cumsum([0, *sizes[:-1]], dtype=np.int32)
+        at = self.constant(np.array([slot.at for slot in slots], np.int64))
+        index = self.op("Add", self.op("Gather", packed, at, axis=1), self.constant(first))
+        return self.op("Gather", self.constant(np.concatenate(tables)), index)
+
     def present(self, index: str) -> str:
         """float32 [batch, length], 1 where a list has an entry."""
         return self.op("Cast", self.op("Greater", index, self.zero()), to=TensorProto.FLOAT)
@@ -111,7 +121,7 @@ class Graph:
         return self.op("ReduceSum", present, self.ints(1), keepdims=1)
 
     def total(self, vectors: str, present: str) -> str:
-        """Sum of the vectors [batch, length, dim] that are present; [batch, dim]."""
+        """Sum of the vectors [batch, length, dim], each times what `present` says; [batch, dim]."""
         weights = self.op("Unsqueeze", present, self.ints(1))
         return self.op("Squeeze", self.op("MatMul", weights, vectors), self.ints(1))
 
@@ -126,9 +136,9 @@ class Graph:
         whole = self.slot(packed, slot)
         present = self.present(whole)
         count = self.count(present)
-        longest = self.op("Max", self.op("ReduceMax", count, keepdims=1), self.number(1))
-        start = self.op("Sub", self.number(slot.length), longest)
-        start = self.op("Reshape", self.op("Cast", start, to=TensorProto.INT64), self.ints(1))
+        longest = self.op("ReduceMax", count, axes=[0], keepdims=0)
+        start = self.op("Neg", self.op("Max", longest, self.number(1)))
+        start = self.op("Cast", start, to=TensorProto.INT64)
 
         def of(x: str) -> str:
             return self.op("Slice", x, start, self.ints(slot.length), self.ints(1))

@@ -9,12 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from models.attention import MASKED, PRIOR_WATCHES, SHARPNESS
-from models.inputs import RECENT_WATCHES
 from models.scoring import Platt
 from models.weights import Dense, RankerWeights
+from triton_repo.attention_graph import Seen, attend
 from triton_repo.graph import Graph, Slot, tensor_info
-from workflow.features.spec import FIRST_VALUE
 
 POOLED, BOTTOM = "pooled history", "bottom"  # no feature can have a space in its name
 UNUSED = -1  # a column that a layer does not read
@@ -35,16 +33,6 @@ class RankerLayout:
     query_values: tuple[str, ...]
     video_fields: tuple[str, ...]
     video_values: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """Names of what attention made: models.attention.Attended."""
-
-    pooled: str  # [batch, dim]
-    vectors: str  # [batch, k, heads, dim]
-    user_numbers: str  # [batch, u]
-    pair_numbers: str  # [batch, k, p]
 
 
 @dataclass
@@ -114,7 +102,7 @@ class _Ranker:
         g, w = self.g, self.weights
         self.shape = g.op("Shape", "candidate_score")
         item = g.op("Gather", "video_vector", g.index(len(self.layout.video_fields)), axis=2)
-        seen = _attend(g, w, self.slots, item)
+        seen = attend(g, w, self.slots, item)
         self._numbers(seen)
         bottom = self._per_candidate(self._perceptron(w.bottom), self.dim)
         self.candidate.add(bottom, list(range(self.num_numbers, self.num_numbers + self.dim)))
@@ -134,7 +122,7 @@ class _Ranker:
         before = i * (2 * len(self.vectors) - i - 1) // 2
         return self.num_numbers + self.dim + before + j - i - 1
 
-    def _numbers(self, seen: _Seen) -> None:
+    def _numbers(self, seen: Seen) -> None:
         w, layout = self.weights, self.layout
         rows = [w.query_numbers.index(name) for name in layout.query_values]
         self.request.add("query_value", rows)
@@ -150,40 +138,41 @@ class _Ranker:
         self.candidate.add("video_value", products + rows)
         self.candidate.add(seen.pair_numbers, list(range(self.first_pair, self.num_numbers)))
 
-    def _products(self, seen: _Seen, bottom: str) -> None:
+    def _products(self, seen: Seen, bottom: str) -> None:
         """All inner products but those of two video fields, which are looked up."""
-        g, names = self.g, self.user_fields
-        user = self._user_vectors(seen)
+        g = self.g
+        user, names = self._user_vectors(seen)
         across = g.op("Transpose", user, perm=[0, 2, 1])
         square = g.op("Reshape", g.op("MatMul", user, across), g.ints(0, len(names) ** 2))
         once = [
             (a, b) if i < j else (a, a) for i, a in enumerate(names) for j, b in enumerate(names)
         ]
         self.request.add(square, [self._product_row(a, b) for a, b in once])
-        moving = [*self._heads(seen), g.op("Unsqueeze", bottom, g.ints(2))]
-        before, known = "video_vector", [*self.layout.video_fields, "item vector"]
-        for name, vector in zip((*self.heads, BOTTOM), moving, strict=True):
-            products = g.op("ReduceSum", g.op("Mul", before, vector), g.ints(3), keepdims=0)
-            self.candidate.add(products, [self._product_row(name, one) for one in known])
-            before, known = g.op("Concat", before, vector, axis=2), [*known, name]
-        flat = g.op("MatMul", g.op("Reshape", before, g.ints(0, -1, self.dim)), across)
+        moving = dict(zip(self.heads, seen.heads, strict=True))
+        moving[BOTTOM] = g.op("Unsqueeze", bottom, g.ints(2))
+        known = [*self.layout.video_fields, "item vector", *moving]
+        vectors = g.op("Concat", "video_vector", *moving.values(), axis=2)
+        for done, (name, vector) in enumerate(moving.items()):
+            products = g.op("ReduceSum", g.op("Mul", vectors, vector), g.ints(3), keepdims=0)
+            new = [one for one in known if one not in list(moving)[done:]]
+            pairs = [self._product_row(name, one) if one in new else UNUSED for one in known]
+            self.candidate.add(products, pairs)
+        flat = g.op("MatMul", g.op("Reshape", vectors, g.ints(0, -1, self.dim)), across)
         width = len(known) * len(names)
         pairs = [self._product_row(one, other) for one in known for other in names]
         self.candidate.add(g.op("Reshape", flat, g.ints(0, -1, width)), pairs)
 
-    def _user_vectors(self, seen: _Seen) -> str:
-        """[batch, fields + 1, dim], the pooled history last."""
+    def _user_vectors(self, seen: Seen) -> tuple[str, list[str]]:
+        """([batch, fields + 1, dim], what they are), the pooled history last."""
         g, tables = self.g, self.weights.tables
-        fields = [g.embed("query_index", self.slots[n], tables[n]) for n in self.user_fields[:-1]]
-        parts = [g.op("Unsqueeze", x, g.ints(1)) for x in (*fields, seen.pooled)]
-        return g.op("Concat", *parts, axis=1)
-
-    def _heads(self, seen: _Seen) -> list[str]:
-        """What each head saw; [batch, k, 1, dim] each."""
-        count = len(self.heads)
-        if count == 1:
-            return [seen.vectors]
-        return [self.g.columns(seen.vectors, i, i + 1, axis=2) for i in range(count)]
+        single = [n for n in self.weights.query_fields if not self.slots[n].is_list]
+        lists = [n for n in self.weights.query_fields if self.slots[n].is_list]
+        parts = [g.embed("query_index", self.slots[name], tables[name]) for name in lists]
+        parts = [g.op("Unsqueeze", x, g.ints(1)) for x in parts]
+        if single:
+            slots = [self.slots[name] for name in single]
+            parts.insert(0, g.embed_all("query_index", slots, [tables[name] for name in single]))
+        return g.op("Concat", *parts, seen.pooled, axis=1), [*single, *lists, POOLED]
 
     # --- layers ----------------------------------------------------------------------------------
     def _perceptron(self, layers: tuple[Dense, ...]) -> str:
@@ -213,31 +202,32 @@ class _Ranker:
         terms = []
         if chosen.watch:
             hidden = self._perceptron(w.watch_top)
-            terms.append((self._log_probability(hidden, w.watch_head, scoring.watch), chosen.watch))
+            surprise = self._minus_log_probability(hidden, w.watch_head, scoring.watch)
+            terms.append((surprise, -chosen.watch))
         label_head = w.label_head if chosen.label else None
         time_head = w.time_head if chosen.watch_time else None
         if label_head is not None or time_head is not None:
             hidden = self._perceptron(w.top)
             if label_head is not None:
-                log_p = self._log_probability(hidden, label_head, scoring.label)
-                terms.append((log_p, chosen.label))
+                surprise = self._minus_log_probability(hidden, label_head, scoring.label)
+                terms.append((surprise, -chosen.label))
             if time_head is not None:
                 quantile = g.op("Sigmoid", g.dense(hidden, time_head))
-                terms.append((self._per_candidate(quantile), chosen.watch_time))
-        if chosen.retrieval or not terms:
-            terms.append(("candidate_score", chosen.retrieval))
+                terms.append((quantile, chosen.watch_time))
         weighted = [g.op("Mul", term, g.number(weight)) for term, weight in terms]
-        g.named("score", "Sum", *weighted)
+        summed = [self._per_candidate(g.op("Sum", *weighted))] if weighted else []
+        if chosen.retrieval or not summed:
+            summed.append(g.op("Mul", "candidate_score", g.number(chosen.retrieval)))
+        g.named("score", "Sum", *summed)
 
-    def _log_probability(self, hidden: str, head: Dense, platt: Platt) -> str:
-        """log sigmoid of the calibrated logit, as -softplus(-x); [batch, k]."""
+    def _minus_log_probability(self, hidden: str, head: Dense, platt: Platt) -> str:
+        """Minus the log sigmoid of the calibrated logit x, softplus(-x); [batch * k, 1]."""
         scaled = Dense(
             np.float32(-platt.scale) * head.kernel,
             np.float32(-platt.scale) * head.bias - np.float32(platt.shift),
             "linear",
         )
-        softplus = self.g.op("Softplus", self.g.dense(hidden, scaled))
-        return self._per_candidate(self.g.op("Neg", softplus))
+        return self.g.op("Softplus", self.g.dense(hidden, scaled))
 
     def _per_candidate(self, x: str, *last: int) -> str:
         """[batch * k, width] becomes [batch, k, *last]."""
@@ -245,90 +235,3 @@ class _Ranker:
         if last:
             shape = self.g.op("Concat", shape, self.g.ints(*last), axis=0)
         return self.g.op("Reshape", x, shape)
-
-
-# --- attention -----------------------------------------------------------------------------------
-def _attend(g: Graph, weights: RankerWeights, slots: dict[str, Slot], item: str) -> _Seen:
-    """Target attention as models.attention.TargetAttention computes it, without the padding."""
-    attention, one = weights.attention, g.number(1)
-    recent = g.newest("query_index", slots["long_history"])
-    present, count = recent.present, recent.count
-    root = g.op("Sqrt", g.op("Add", count, one))
-    user_numbers, worth = [g.op("Log", g.op("Add", count, one))], present
-    liked = None
-    if attention.labels is not None:
-        positive = g.constant(np.array(FIRST_VALUE + 1, np.int32))
-        labels = recent.of(g.slot("query_index", slots["long_history_label"]))
-        liked = g.op("Equal", labels, positive)
-        score = g.op("Cast", liked, to=TensorProto.FLOAT)
-        rate = _rate(g, g.op("Mul", score, present), count)
-        worth = g.op("Mul", g.op("Sub", score, rate), present)
-        last = recent.of(g.constant(_newest(slots["long_history"].length)))
-        newest = g.op("Mul", present, last)
-        newest_count = g.op("ReduceSum", newest, g.ints(1), keepdims=1)
-        newest_rate = _rate(g, g.op("Mul", score, newest), newest_count)
-        user_numbers += [_standard(g, rate), _standard(g, newest_rate)]
-    weight = g.op("Unsqueeze", g.op("Div", worth, root), g.ints(1))
-    pooled = g.op("MatMul", weight, g.op("Gather", g.constant(attention.pool), recent.index))
-    keys = _split_heads(g, g.op("Gather", g.constant(attention.keys), recent.index), weights)
-    share = _attention(g, weights, item, keys, present)
-    values = keys
-    if attention.labels is not None and liked is not None:
-        index = g.op("Cast", liked, to=TensorProto.INT32)
-        labels = g.op("Gather", g.constant(attention.labels), index)
-        values = g.op("Add", keys, _split_heads(g, labels, weights))
-    pair_numbers = [_per_pair(g, g.op("ReduceSum", share, g.ints(3), keepdims=0))]
-    if attention.labels is not None:
-        vote = g.op("MatMul", share, g.op("Unsqueeze", worth, g.ints(1, 3)))
-        pair_numbers.append(_per_pair(g, g.op("Squeeze", vote, g.ints(3))))
-    return _Seen(
-        g.op("Squeeze", pooled, g.ints(1)),
-        g.op("Transpose", g.op("MatMul", share, values), perm=[0, 2, 1, 3]),
-        _joined(g, user_numbers, axis=1),
-        _joined(g, pair_numbers, axis=2),
-    )
-
-
-def _joined(g: Graph, names: list[str], axis: int) -> str:
-    return names[0] if len(names) == 1 else g.op("Concat", *names, axis=axis)
-
-
-def _newest(length: int) -> npt.NDArray[np.float32]:
-    """1 at the newest watches, which are last; float32 [1, length]."""
-    return (np.arange(length) >= length - RECENT_WATCHES).astype(np.float32)[None]
-
-
-def _rate(g: Graph, liked: str, count: str) -> str:
-    """Positive share of each history, pulled to one half."""
-    total = g.op("ReduceSum", liked, g.ints(1), keepdims=1)
-    above = g.op("Add", total, g.number(PRIOR_WATCHES / 2))
-    return g.op("Div", above, g.op("Add", count, g.number(PRIOR_WATCHES)))
-
-
-def _standard(g: Graph, rate: str) -> str:
-    return g.op("Mul", g.op("Sub", rate, g.number(0.5)), g.number(4))
-
-
-def _split_heads(g: Graph, x: str, weights: RankerWeights) -> str:
-    """[batch, n, heads * dim] becomes [batch, heads, n, dim]."""
-    split = g.op("Reshape", x, g.ints(0, 0, weights.attention.heads, weights.attention.dim))
-    return g.op("Transpose", split, perm=[0, 2, 1, 3])
-
-
-def _per_pair(g: Graph, x: str) -> str:
-    """[batch, heads, k] becomes [batch, k, heads]."""
-    return g.op("Transpose", x, perm=[0, 2, 1])
-
-
-def _attention(g: Graph, weights: RankerWeights, item: str, keys: str, present: str) -> str:
-    """Attention of each candidate on each watched video; [batch, heads, k, length]."""
-    attention = weights.attention
-    scale = np.float32(SHARPNESS / np.sqrt(attention.dim))
-    queries = g.op("MatMul", item, g.constant(attention.query * scale))
-    queries = _split_heads(g, queries, weights)
-    scores = g.op("MatMul", queries, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
-    absent = g.op("Mul", g.op("Sub", g.number(1), present), g.number(MASKED))
-    scores = g.op("Add", scores, g.op("Unsqueeze", absent, g.ints(1, 2)))
-    nothing = g.op("Mul", g.columns(scores, 0, 1, axis=3), g.number(0))
-    share = g.op("Softmax", g.op("Concat", scores, nothing, axis=3), axis=3)
-    return g.columns(share, 0, -1, axis=3)

@@ -3,10 +3,10 @@
     .venv/bin/python tests/bench/batch_throughput.py [RUN] [ROUNDS]
 
 In alternation, so that what else the machine does meets both: `marquee bench` at concurrency 32
-(requests per second of server CPU) and `marquee batch` for all users with one process (users per
-second of its CPU: stages, rows and files, as it reports them; and of the whole command, with
-imports and loading). A run with few users pays loading for little: use one with at least 20,000.
-Exit status 1 when the bar is missed by the median round.
+(requests per second of server CPU; at concurrency 1 too, for comparison) and `marquee batch` for
+all users with one process (users per second of its CPU: stages, rows and files, as it reports them;
+and of the whole command, with imports and loading). A run with few users pays loading for little:
+use one with at least 20,000. Exit status 1 when the bar is missed by the median round.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 MARQUEE = str(Path(sys.executable).with_name("marquee"))
 BAR = 5.0
+CONCURRENCY = (1, 32)
 
 
 def marquee(*words: str) -> tuple[dict[str, Any], float]:
@@ -33,9 +34,11 @@ def marquee(*words: str) -> tuple[dict[str, Any], float]:
     return json.loads(done.stdout), used
 
 
-def served_per_cpu_s(run: str) -> float:
-    measured, _ = marquee("bench", "--run", run, "-c", "32", "--duration-s", "6")
-    return float(1000 / measured["results"][0]["server_cpu_ms_per_request"])
+def served_per_cpu_s(run: str) -> list[float]:
+    """Requests per second of server CPU, by concurrency."""
+    levels = [word for level in CONCURRENCY for word in ("-c", str(level))]
+    measured, _ = marquee("bench", "--run", run, *levels, "--duration-s", "6")
+    return [1000 / one["server_cpu_ms_per_request"] for one in measured["results"]]
 
 
 def batch_per_cpu_s(run: str) -> tuple[float, float]:
@@ -49,12 +52,13 @@ def batch_per_cpu_s(run: str) -> tuple[float, float]:
 def main(run: str, rounds: int) -> int:
     ratios = []
     for _ in range(rounds):
-        served = served_per_cpu_s(run)
+        alone, served = served_per_cpu_s(run)
         batch, whole = batch_per_cpu_s(run)
         ratios.append(batch / served)
         print(
             f"served {served:,.0f} requests, batch {batch:,.0f} users per CPU second "
-            f"({whole:,.0f} with imports and loading): {batch / served:.2f} times"
+            f"({whole:,.0f} with imports and loading): {batch / served:.2f} times "
+            f"({batch / alone:.2f} times that of requests one at a time)"
         )
     median = statistics.median(ratios)
     print(f"median {median:.2f} times the served throughput a core (bar: at least {BAR})")

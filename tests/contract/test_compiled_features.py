@@ -259,7 +259,7 @@ def test_hour_and_weekday(run: Run, query_stage: Any) -> None:
     assert frame["hour"].tolist() == days.hour.tolist()
     table = compiled(run, "events")
     for name in ("hour", "weekday"):
-        got = query_stage.encode({"name": name, "from": "context"}, {}, None, moments)
+        got = query_stage.context(name, {}, moments)
         assert got[:, 0].tolist() == whole_index(table, name, frame[name].tolist()).tolist()
 
 

@@ -44,7 +44,7 @@ FINDINGS = {
         "identical: True",
         "offered again: False",
         "repeated: 0",
-    ],  # fmt: skip
+    ],
 }
 Executed = dict[str, Future[Any]]  # notebook's name -> itself with outputs, or its error
 MACHINE_PATH = re.compile(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -44,6 +45,9 @@ class Tensor:
 
     def as_numpy(self) -> Any:
         return self.values
+
+    def shape(self) -> list[int]:
+        return list(self.as_numpy().shape)
 
 
 class Request:
@@ -137,11 +141,6 @@ def test_what_a_stage_needs_may_not_answer(adapter: ModuleType, tmp_path: Path) 
     assert (answer.error.code, answer.error.message) == ("UNAVAILABLE", "the store is gone")
 
 
-def overload(model: Any) -> None:
-    """More waits than the burst has room for: from now on the queue stands."""
-    model.execute([Request(1) for _ in range(100)])
-
-
 @pytest.mark.parametrize(
     ("sizes", "refused"),
     [
@@ -157,10 +156,7 @@ def test_of_a_queue_that_stands_the_newest_are_answered(
     adapter: ModuleType, tmp_path: Path, sizes: list[int], refused: int
 ) -> None:
     model = load(adapter, tmp_path, max_waiting=12)
-    overload(model)
-    model.execute([Request(1) for _ in range(50)])
-    assert len(model.stage.batches[-1]) == 12
-    model.stage.batches.clear()
+    model.crowded_at = time.monotonic()
     requests = [Request(*[i] * size) for i, size in enumerate(sizes)]
     answers = model.execute(requests)
     assert [answer is None for answer in answers] == [i < refused for i in range(len(sizes))]
@@ -175,18 +171,23 @@ def test_of_a_queue_that_stands_the_newest_are_answered(
         assert rows(answer) == [2 * i] * sizes[i]
 
 
-def test_what_a_stall_left_is_worked_off(adapter: ModuleType, tmp_path: Path) -> None:
-    """It shrinks from batch to batch; when it does not, it stands."""
-    model = load(adapter, tmp_path, max_waiting=10)
+def test_what_a_stall_left_is_worked_off(
+    adapter: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shrinks from batch to batch; when it does not, or comes again soon, it is cut."""
+    model, now = load(adapter, tmp_path, max_waiting=10), 100.0
+    monkeypatch.setattr(adapter.time, "monotonic", lambda: now)
 
     def answered(waiting: int) -> int:
         return sum(one is not None for one in model.execute([Request(1) for _ in range(waiting)]))
 
-    assert [answered(waiting) for waiting in (3, 40, 30, 20, 9)] == [3, 40, 30, 20, 9]
-    assert answered(41) == 40  # a burst has its limit too
-    assert answered(40) == 10  # as much as was answered meanwhile has come: it stands
-    assert [answered(waiting) for waiting in (50, 50, 12)] == [10, 10, 10]
-    assert [answered(waiting) for waiting in (9, 25, 24, 24)] == [9, 25, 24, 10]
+    assert [answered(waiting) for waiting in (3, 40, 36, 20, 9)] == [3, 40, 36, 20, 9]
+    assert answered(40) == 10  # not calm for long enough
+    now += adapter.CALM_S / 2
+    assert [answered(waiting) for waiting in (9, 12)] == [9, 10]
+    now += adapter.CALM_S + 0.1
+    assert answered(50) == 40  # a burst has its limit too
+    assert [answered(50) for _ in range(12)] == [36, 32, 28, 25, 22, 19, 17, 15, 13, 11, 10, 10]
 
 
 def test_a_warm_up_is_never_refused(adapter: ModuleType, tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 Each stage is plain numpy in stage.py and knows nothing of Triton.
 
 With the parameter `max_waiting` a batch is all that has come while the one before was answered.
-A queue that a stall left behind, up to `BURST` times `max_waiting` rows, is worked off. One that
-stands, because more comes than can be answered, is cut: the newest requests, up to `max_waiting`
-rows, are answered, the others are refused before any work. (The oldest have waited longest, and
-their callers are the likeliest to have given up. To tell the two apart is the idea of CoDel,
-Nichols & Jacobson, ACM Queue 2012. Triton's own queue limits do not serve: in 2.51 a queue with a
-policy misses wake-ups, half a second each.)
+A queue that a stall left behind, up to `BURST` times `max_waiting` rows, is worked off, in batches
+each of which is smaller than the one before. One that does not shrink so, because more comes than
+can be answered, is cut: the newest requests, up to `max_waiting` rows, are answered, the others are
+refused before any work. The next burst is free only when the queue has been short for `CALM_S`.
+(The oldest have waited longest, and their callers are the likeliest to have given up. To tell a
+burst from a queue that stands is the idea of CoDel, Nichols & Jacobson, ACM Queue 2012. Triton's
+own queue limits do not serve: in 2.51 a queue with a policy misses wake-ups, half a second each.)
 """
 
 import json
@@ -19,6 +20,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 BURST = 4
+SHRINKS = 0.9
+CALM_S = 1.0
 
 
 class TritonPythonModel:
@@ -38,7 +41,8 @@ class TritonPythonModel:
         self.stage = load(folder, "stage").Stage(folder)
         setting = config["parameters"].get("max_waiting")
         self.max_waiting = None if setting is None else int(setting["string_value"])
-        self.waiting = self.answered = 0  # rows of the last batch: that waited, that were answered
+        self.answered = 0  # rows of the last batch
+        self.crowded_at = -np.inf  # when more than max_waiting rows waited, by the monotonic clock
         # Rows still to come of the warm-up; refusing one of them ends Triton 2.51.
         self.warm_up = sum(int(sample["batch_size"]) for sample in config["model_warmup"])
         self.meter = None
@@ -59,17 +63,22 @@ class TritonPythonModel:
         if self.warm_up > 0:
             self.warm_up -= waiting
             return 0
-        stands = self.waiting > self.max_waiting and waiting >= self.answered
-        room = self.max_waiting if stands else BURST * self.max_waiting
+        now = time.monotonic()
+        if now - self.crowded_at > CALM_S:
+            room = BURST * self.max_waiting
+        else:
+            room = max(self.max_waiting, int(SHRINKS * self.answered))
+        if waiting > self.max_waiting:
+            self.crowded_at = now
         first, kept = len(sizes) - 1, sizes[-1]
         while first > 0 and kept + sizes[first - 1] <= room:
             first -= 1
             kept += sizes[first]
-        self.waiting, self.answered = waiting, kept
+        self.answered = kept
         return first
 
     def rows(self, request):
-        return len(pb_utils.get_input_tensor_by_name(request, self.required).as_numpy())
+        return pb_utils.get_input_tensor_by_name(request, self.required).shape()[0]
 
     def overloaded(self):
         message = f"the server is overloaded: more than {self.max_waiting} requests wait"

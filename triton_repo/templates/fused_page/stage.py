@@ -81,7 +81,7 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
         """What candidates are ranked by; float32 [n, candidates]."""
         if not self.ranker.ranks:
             return known["candidate_score"]
-        return self.ranker.score(known, known["candidate_row"])
+        return self.ranker.score(known)
 
     def finish(self, answer):
         return self.page.finish(answer)

@@ -111,9 +111,9 @@ class Histories:
     def until(self, row, moment):
         """End of what each user had watched before the request, in the bundle's arrays."""
         until = np.empty(len(row), np.int64)
-        for i, user in enumerate(row):
-            start, end = self.watched_start[user], self.watched_start[user + 1]
-            until[i] = start + self.watched_time[start:end].searchsorted(moment[i])
+        for i, (user, at) in enumerate(zip(row.tolist(), moment.tolist(), strict=True)):
+            start, end = self.watched_start[user : user + 2].tolist()
+            until[i] = start + self.watched_time[start:end].searchsorted(at)
         return until
 
     def before(self, user, until, online, online_until):

@@ -35,6 +35,12 @@ def load(path):
     return module
 
 
+def positions(parts, begin):
+    """All columns of these parts, each of which begins at `part[begin]`; int64 [columns]."""
+    ranges = [range(part[begin], part[begin] + part["length"]) for part in parts]
+    return np.array([column for one in ranges for column in one], np.int64)
+
+
 class Stage:
     """Encodes requests and runs the query tower.
 
@@ -54,6 +60,8 @@ class Stage:
             self.user_utc_offset_s = past.open_array(folder / "user_utc_offset_s.npy")
         self.layout = self.settings["query_index"]  # [{"name", "from", "at", "length"}]
         self.width = sum(part["length"] for part in self.layout)
+        users = [part for part in self.layout if part["from"] == "user"]
+        self.user_at, self.user_column = positions(users, "at"), positions(users, "column")
         self.keep = self.settings["longest_history"]
         graded = any(part["name"] == "long_history_label" for part in self.layout)
         self.histories = past.Histories(folder, self.keep, graded)
@@ -80,12 +88,13 @@ class Stage:
         pasts, is_current = self.pasts(users, row, until, inputs.get("time"))
         clock = self.clock(inputs, row, moment)
         index = np.zeros((len(users), self.width), np.int32)
+        index[:, self.user_at] = self.user_index[row][:, self.user_column]
         for part in self.layout:
             columns = slice(part["at"], part["at"] + part["length"])
             if part["from"] == "history":
                 self.recent(index[:, columns], part, pasts, moment)
-            else:
-                index[:, columns] = self.encode(part, inputs, row, clock)
+            elif part["from"] != "user":
+                index[:, columns] = self.context(part["name"], inputs, clock)
         value = np.asarray(self.user_value[row], np.float32)
         [vector] = self.session.run(None, {"query_index": index, "query_value": value})
         return {
@@ -108,7 +117,7 @@ class Stage:
         now = int(time.time())
         if given is None:
             return np.full(count, now, np.int64)
-        return np.where(given[:, 0] < 0, now, given[:, 0]).astype(np.int64)
+        return np.array([now if at < 0 else at for at in given[:, 0].tolist()], np.int64)
 
     def pasts(self, users, row, until, given):
         """(the Past of each user, whether the store has told its part).
@@ -122,7 +131,7 @@ class Stage:
             online, is_current = self.profiles.read(keys)
         online_until = [ALWAYS] * len(users)
         if given is not None:
-            online_until = np.where(given[:, 0] < 0, ALWAYS, given[:, 0])
+            online_until = [ALWAYS if at < 0 else at for at in given[:, 0].tolist()]
         pasts = map(self.histories.before, row, until, online, online_until)
         return list(pasts), is_current
 
@@ -156,24 +165,21 @@ class Stage:
                 offset_s[i] = self.utc_offset_s.get(str(name), offset_s[i])
         return moment + offset_s
 
-    def encode(self, part, inputs, row, clock):
-        name = part["name"]
-        if part["from"] == "user":
-            return self.user_index[row, part["column"] : part["column"] + part["length"]]
+    def context(self, name, inputs, clock):
+        """Vocabulary indices [n, 1] of a feature that comes with the request."""
         if name == "hour":
-            return self.look_up(name, clock % 86400 // 3600)
+            return self.look_up(name, [at % 86400 // 3600 for at in clock.tolist()])
         if name == "weekday":
-            return self.look_up(name, (clock // 86400 + 3) % 7)
+            return self.look_up(name, [(at // 86400 + 3) % 7 for at in clock.tolist()])
         given = inputs.get(name)
-        return self.look_up(name, None if given is None else given[:, 0], len(row))
+        return self.look_up(name, None if given is None else given[:, 0].tolist(), len(clock))
 
     def look_up(self, name, values, count=0):
         """Vocabulary indices [n, 1]: 1 for null (absent or empty), 2 for unknown values."""
         if values is None:
             return np.full((count, 1), 1, np.int32)
         table = self.vocabulary[name]
-        index = [self.one(table, value) for value in values.tolist()]
-        return np.array(index, np.int32)[:, None]
+        return np.array([self.one(table, value) for value in values], np.int32)[:, None]
 
     def one(self, table, value):
         if isinstance(value, bytes):
@@ -195,7 +201,9 @@ class Stage:
 
     def session_first(self, times, moment):
         """Where the still open session begins within `times`; their end when none is open."""
-        if len(times) == 0:
-            return 0
-        breaks = np.flatnonzero(np.diff(np.append(times, moment)) > self.settings["session_gap_s"])
-        return breaks[-1] + 1 if len(breaks) else 0
+        first, later, gap = len(times), moment, self.settings["session_gap_s"]
+        for earlier in reversed(times.tolist()):
+            if later - earlier > gap:
+                break
+            first, later = first - 1, earlier
+        return first

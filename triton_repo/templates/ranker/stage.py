@@ -65,7 +65,7 @@ class Stage:
 
     def run(self, inputs):
         rows = inputs["candidate_row"]
-        scores = self.score(inputs, rows) if self.ranks else inputs["candidate_score"].copy()
+        scores = self.score(inputs) if self.ranks else inputs["candidate_score"].copy()
         scores[rows == 0] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")
         order += np.arange(len(rows))[:, None] * rows.shape[1]  # positions in the flat arrays
@@ -79,7 +79,8 @@ class Stage:
             "status": inputs["query_status"],
         }
 
-    def score(self, inputs, rows):
+    def score(self, inputs):
+        rows = inputs["candidate_row"]
         video_value = self.video_value.take(rows, axis=0)
         if self.age:
             age = self.video_age(rows, inputs["request_time"])

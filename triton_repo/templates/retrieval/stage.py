@@ -71,12 +71,11 @@ class Stage:
     def run(self, inputs):
         rows, until = inputs["user_row"][:, 0], inputs["watched_until"][:, 0]
         first = self.watched_start[rows] if self.exclude_watched else until
-        num_online = np.count_nonzero(inputs["online_row"], axis=1)
         online = inputs["online_row"]
-        if not self.exclude_watched or not num_online.any():
+        if not self.exclude_watched or not online.any():
             online = online[:, :0]
         # Of what is found, at most so many were watched.
-        most = (until - first + num_online * (online.shape[1] > 0)).tolist()
+        most = (until - first + (online > 0).sum(axis=1)).tolist()
         first, until = first.tolist(), until.tolist()
         vectors = np.ascontiguousarray(inputs["query_vector"])
         candidates = np.zeros((len(rows), self.num_candidates), np.int32)
