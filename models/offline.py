@@ -18,6 +18,7 @@ import pandas as pd
 from models.dlrm import Outputs
 from models.index_kinds import read_index
 from models.inputs import FeatureTables, sample_columns
+from models.metrics import Int64
 from models.ranker import load_ranker
 from models.ranker_predict import Predictor, combined
 from models.retriever import load_two_tower
@@ -113,7 +114,8 @@ class OfflineRecommender:
             "history_end": end,
             "session_start": session_pointer(end, start, times, self.histories, gap_s),
         }
-        clock = time_context(times + self._utc_offset_s(user_row, context))
+        local: Int64 = np.add(times, self._utc_offset_s(user_row, context))
+        clock = time_context(local)
         frame = self._transform({**context, **clock}, np.zeros(len(times), np.float32))
         encoded = {f.name: frame[f.name].to_numpy(np.int32) for f in self.spec.of_group("context")}
         state = {

@@ -138,6 +138,21 @@ def test_a_watch_changes_the_next_page(
     assert titles[:2] == [f"Because you watched {title}", "Top picks"]
 
 
+def test_what_was_begun_online_goes_on(
+    sim_client: Client, tables: dict[str, Any], moment: int
+) -> None:
+    """A watch that is told with its seconds waits in Continue watching until it is finished."""
+    user = list(tables["users"])[11]
+    before = sim_client.page(user, time=moment, context={"device": "tv"})
+    ids = [video for video in before.video_ids if tables["videos"][int(video)]["duration_s"] > 600]
+    whole_s = float(tables["videos"][int(ids[0])]["duration_s"])
+    sim_client.watched(user, ids[0], time=moment + 1, watch_s=whole_s / 2)
+    after = sim_client.page(user, time=moment + 2, context={"device": "tv"})
+    assert after.rows[0].kind == "continue" and after.rows[0].videos[0].video_id == ids[0]
+    sim_client.watched(user, ids[0], time=moment + 3, watch_s=whole_s)
+    assert ids[0] not in sim_client.page(user, time=moment + 4, context={"device": "tv"}).video_ids
+
+
 def test_nobody_knows_this_user(sim_client: Client, tables: dict[str, Any], moment: int) -> None:
     """A full page of the mildest rating, of what may be shown in every country."""
     page = sim_client.page(1, time=moment, context={"device": "phone"})

@@ -38,6 +38,13 @@ FINDINGS = {
     "02_retrieval": ["objective: ", "blend: {", "recall@", "This run serves: flat"],
     "03_ranking": ["log loss", "candidates each", "weights: retrieval", "NDCG@10 of the served"],
     "04_serving": ["equals the ensemble: True", "server gone: True"],
+    "05_homepage": [
+        "rule violations: 0",
+        "videos twice on the page: 0",
+        "identical: True",
+        "offered again: False",
+        "repeated: 0",
+    ],
 }
 Executed = dict[str, Future[Any]]  # notebook's name -> itself with outputs, or its error
 MACHINE_PATH = re.compile(
@@ -188,7 +195,7 @@ def figures_of(cell: Any) -> list[Any]:
     return [o for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
 
 
-def test_four_notebooks() -> None:
+def test_five_notebooks() -> None:
     assert [path.stem for path in NOTEBOOKS] == list(FINDINGS)
 
 
