@@ -184,8 +184,12 @@ def _column(values: Any) -> Any:
 class SampleBatches:
     """One epoch of sample batches at a time, through Merlin's data loader (out of core).
 
+    The loader mixes the rows of a Dask partition, never its partitions, and an epoch may end before
+    all have come. So files of one name, which hold the same users' events of train and of
+    validation, are one partition, and each epoch has an order of partitions of its own.
+
     Args:
-        files: sample files (one Dask partition each).
+        files: sample files.
         columns: the columns to read.
         batch_size: samples per batch; the last batch may be smaller.
         watched_only: leave out exposures that were not watched.
@@ -205,24 +209,53 @@ class SampleBatches:
         shuffle: bool = False,
         max_rows: int | None = None,
     ) -> None:
+        import dask.dataframe
+        from merlin.io import Dataset
+
+        frame = dask.dataframe.concat([_as_one(group) for group in _same_name(files)])
+        self._frame = frame[frame["watched"] == 1] if watched_only else frame
+        self._schema = Dataset([str(files[0])], engine="parquet").schema.select_by_name(columns)
+        self._batch_size, self._shuffle = batch_size, shuffle
+        self._count = len(self._loader(self._frame))
+        if max_rows is not None:
+            self._count = min(self._count, max(max_rows // batch_size, 1))
+
+    def _loader(self, frame: Any) -> Any:
         import merlin.models.tf as mm
         from merlin.io import Dataset
 
-        data = Dataset([str(path) for path in files], engine="parquet")
-        schema = data.schema.select_by_name(columns)
-        if watched_only:
-            frame = data.to_ddf()
-            data = Dataset(frame[frame["watched"] == 1], schema=data.schema)
-        self._loader = mm.Loader(data, batch_size=batch_size, shuffle=shuffle, schema=schema)
-        self._limit = None if max_rows is None else max(max_rows // batch_size, 1)
+        return mm.Loader(
+            Dataset(frame, schema=self._schema),
+            batch_size=self._batch_size,
+            shuffle=self._shuffle,
+            schema=self._schema,
+        )
 
     def __len__(self) -> int:
-        return len(self._loader) if self._limit is None else min(self._limit, len(self._loader))
+        return self._count
 
     def __iter__(self) -> Iterator[Tensors]:
-        for batch, _ in islice(self._loader, len(self)):
+        frame = self._frame
+        if self._shuffle:
+            frame = frame.partitions[np.random.permutation(frame.npartitions).tolist()]
+        loader = self._loader(frame)
+        for batch, _ in islice(loader, len(self)):
             yield batch
-        self._loader.stop()
+        loader.stop()
+
+
+def _same_name(files: list[Path]) -> list[list[Path]]:
+    """Files grouped by name, in the order of the first of each name."""
+    names = dict.fromkeys(path.name for path in files)
+    return [[path for path in files if path.name == name] for name in names]
+
+
+def _as_one(files: list[Path]) -> Any:
+    """A Dask frame of one partition."""
+    from merlin.io import Dataset
+
+    frame = Dataset([str(path) for path in files], engine="parquet").to_ddf()
+    return frame.repartition(npartitions=1)
 
 
 def sample_columns(spec: FeatureSpec, *, ranker: bool) -> list[str]:

@@ -18,7 +18,7 @@ from workflow.errors import ConfigError, MissingArtifactError
 from workflow.run import Run, content_key, read_json, write_bytes, write_json
 from workflow.schema import Contract
 
-STAGE_FORMAT = 2  # raise it when a stage's output changes without its settings changing
+STAGE_FORMAT = 3  # raise it when a stage's output changes without its settings changing
 
 
 @dataclass(frozen=True)
