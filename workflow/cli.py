@@ -257,17 +257,6 @@ def index(
 
 
 @app.command()
-def export(
-    run: RunOption = None,
-    set_: SetOption = None,
-    force: ForceOption = False,
-    json: JsonOption = False,
-) -> None:
-    """Write the Triton model repository."""
-    _stages(("export",), _changed(_existing(run), None, set_, None), json, force, "serve")
-
-
-@app.command()
 def bench(
     run: RunOption = None,
     concurrency: Annotated[
@@ -327,6 +316,7 @@ def init(
 from workflow import (  # noqa: E402  (they add their verbs to `app`)
     cli_batch,  # noqa: F401
     cli_deploy,  # noqa: F401
+    cli_export,  # noqa: F401
     cli_refresh,  # noqa: F401
     cli_serving,  # noqa: F401
     cli_user,  # noqa: F401
