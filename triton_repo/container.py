@@ -40,7 +40,7 @@ from triton_repo.tensors import (
 )
 from workflow.config import Config
 from workflow.features.spec import FeatureSpec
-from workflow.run import Run, read_json, replaced_folder
+from workflow.run import Run, read_json, replaced_folder, write_json
 from workflow.schema import Contract
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -48,6 +48,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 GRAPHS = {"query_tower": "tower", "ranker": "ranker"}
 MOVED = {"query_tower": ENCODE, "retrieval": CANDIDATES, "ranker": ANSWER}
 KEPT = (EVENTS, PAGE_STAGE)
+REQUESTS = "requests.json"  # what perf_analyzer may ask: --input-data
 
 
 def export_container(
@@ -67,6 +68,7 @@ def export_container(
         layout = _Layout(bundle, folder, config, device, tensorrt)
         hashes = layout.files()
         layout.configs(contract, FeatureSpec.load(run.features / "spec.json"))
+        _write_requests(run, layout.schema, folder / REQUESTS)
         seal(folder, bundle.version, layout.schema, hashes)
     made = read_bundle(run.container_repository)
     size = sum(bundle_file(made, name).stat().st_size for name in made.sha256)
@@ -181,6 +183,17 @@ def _steps(
         return [*steps, Step(last, python[last], {RANKER_SCORE: "candidate_score"})]
     steps.append(Step("ranker", graphs["ranker"].io, {"score": RANKER_SCORE}))
     return [*steps, Step(last, python[last], {})]
+
+
+def _write_requests(run: Run, schema: dict[str, Any], file: Path) -> None:
+    from triton_repo.bench import sample_requests
+    from triton_repo.client import Input
+
+    inputs = {
+        name: Input(one["dtype"].replace("STRING", "BYTES"), one["optional"])
+        for name, one in schema["inputs"].items()
+    }
+    write_json(file, {"data": sample_requests(run, inputs)})
 
 
 def _link(source: Path, target: Path) -> None:

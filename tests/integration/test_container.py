@@ -143,6 +143,17 @@ def test_the_graphs_are_the_same_bytes(exported: Path, sim_run: Any) -> None:
         assert made.sha256[file] == source.sha256[file]
 
 
+def test_requests_for_perf_analyzer_are_answered(exported: Path, sim_run: Any) -> None:
+    rows = json.loads((exported / "requests.json").read_text())["data"]
+    flow = Dataflow(exported)
+    for row in rows[:20]:
+        context = {name: value[0].encode() for name, value in row.items() if name == "device"}
+        inputs = as_tensors(row["user_id"][0], time=row["time"][0], context=dict(context))
+        assert row.keys() == inputs.keys()
+        assert flow.infer("marquee", inputs)["video_id"].size
+    assert len(rows) == 1_000
+
+
 def test_configs(exported: Path) -> None:
     kinds = model_config_pb2.ModelInstanceGroup
     for path in exported.glob("*/config.pbtxt"):
