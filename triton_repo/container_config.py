@@ -132,28 +132,25 @@ def python_models(
         page: of its page stage.
         tower, ranker: of the graphs; without a ranker candidates stay in the order of retrieval.
     """
-    vector = {t.name for t in tower.outputs}
-    encoded = _without(tensors["query_tower"].outputs, vector)
-    known = _named(tensors["ranker"].inputs, "request_time", "query_status")
-    moment, status = known["request_time"], known["query_status"]
-    score = Tensor(RANKER_SCORE, "FP32", _named(tensors["ranker"].inputs)["candidate_score"].dims)
-    looked_up: tuple[Tensor, ...] = ()
-    if ranker is not None:
-        looked_up = tuple(t for t in ranker.inputs if t.name.startswith("video_"))
-    total = _named(page.inputs)["candidate_row"].dims
-    found = _without(tensors["retrieval"].outputs)
-    wider = tuple(replace(t, dims=total) for t in found)
-    later = {"candidate_row", "candidate_source", RANKER_SCORE, "want_record"}
-    query_vector = _named(tensors["retrieval"].inputs)["query_vector"]
-    session_size = _named(page.inputs)["session_size"]
-    rows, top_k = (_named(tensors["ranker"].inputs)[name] for name in ("candidate_row", "top_k"))
+    query, retrieval, ranked = (tensors[name] for name in ("query_tower", "retrieval", "ranker"))
+    known = {t.name: t for t in (*page.inputs, *ranked.inputs, *retrieval.inputs)}
+    score = replace(known["candidate_score"], name=RANKER_SCORE)
+    looked_up = tuple(t for t in ranker.inputs if t.name.startswith("video_")) if ranker else ()
+    found = _without(retrieval.outputs)
+    total = next(t.dims for t in page.inputs if t.name == "candidate_row")
+    of_page = (*found, Tensor("candidate_source", "INT32", total))
+    encoded = _without(query.outputs, {t.name for t in tower.outputs})
+    asked = _without(page.inputs, {*(t.name for t in of_page), RANKER_SCORE, "want_record"})
     return {
-        ENCODE: ModelIO(tensors["query_tower"].inputs, (*encoded, session_size)),
-        CANDIDATES: ModelIO((*tensors["retrieval"].inputs, moment), (*found, *looked_up)),
-        ANSWER: ModelIO((rows, score, status, top_k), _without(tensors["ranker"].outputs)),
+        ENCODE: ModelIO(query.inputs, (*encoded, known["session_size"])),
+        CANDIDATES: ModelIO((*retrieval.inputs, known["request_time"]), (*found, *looked_up)),
+        ANSWER: ModelIO(
+            (known["candidate_row"], score, known["query_status"], known["top_k"]),
+            _without(ranked.outputs),
+        ),
         PAGE_CANDIDATES: ModelIO(
-            (query_vector, *_without(page.inputs, later)),
-            (*wider, Tensor("candidate_source", "INT32", total), *looked_up),
+            (known["query_vector"], *asked),
+            (*(replace(t, dims=total) for t in of_page), *looked_up),
         ),
     }
 
@@ -161,7 +158,3 @@ def python_models(
 def _without(tensors: tuple[Tensor, ...], names: set[str] | None = None) -> tuple[Tensor, ...]:
     """Triton itself says how long each model takes: no outputs for that."""
     return tuple(t for t in tensors if t.name not in (names or ()) and not t.name.endswith("_us"))
-
-
-def _named(tensors: tuple[Tensor, ...], *names: str) -> dict[str, Tensor]:
-    return {t.name: t for t in tensors if not names or t.name in names}
