@@ -1,24 +1,23 @@
-# The whole pipeline on CPU. Not built yet (see docker/README.md).
+# Trains, and writes the model repository; from NVIDIA's Merlin container (Python 3.10, TensorFlow
+# 2.12, cuDF). See docker/README.md.
 #   docker build -f docker/train.Dockerfile -t marquee-train .
-FROM python:3.11-slim
+FROM nvcr.io/nvidia/merlin/merlin-tensorflow:23.08
 
-# merlin-* and two small packages come as source only; nvtabular has a wheel for Python 3.11.
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends make g++ \
-    && rm -rf /var/lib/apt/lists/*
+# What that image lacks goes into a folder of its own, found before the image's packages, which
+# stay as they are.
+COPY requirements/container-train.txt /tmp/train.txt
+RUN python3 -m pip install --no-cache-dir --no-deps --no-build-isolation --require-hashes \
+        --target /srv/marquee -r /tmp/train.txt
 
 WORKDIR /app
-# First what changes rarely, so that editing code does not install everything again.
-COPY requirements requirements
-COPY pyproject.toml ./
-COPY workflow/__init__.py workflow/
-COPY models/__init__.py models/
-COPY triton_repo/__init__.py triton_repo/
-RUN sh requirements/install.sh
-COPY . .
+COPY workflow workflow
+COPY models models
+COPY triton_repo triton_repo
+COPY docker/train.sh docker/marquee /usr/local/bin/
 
-RUN useradd --create-home marquee && mkdir -p runs && chown -R marquee /app/runs /app/.venv
-USER marquee
-ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1
-ENTRYPOINT ["marquee"]
-CMD ["run", "--dataset", "sim"]
+# A new volume takes owner and mode of the folder that it covers.
+RUN mkdir runs && chown 1000:1000 runs
+USER 1000:1000
+ENV HOME=/tmp PYTHONPATH=/srv/marquee:/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENTRYPOINT ["train.sh"]
+CMD ["--dataset", "sim"]

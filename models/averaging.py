@@ -33,7 +33,8 @@ class WeightAverage(tf.Module):
         """Take in the weights after one more step."""
         self.steps.assign_add(1.0)
         share = tf.minimum(1.0, (POWER + 1) / (POWER + self.steps))
-        for average, weight in zip(self.average, self._weights, strict=True):
+        # `strict=True` is unknown to the compiler of TensorFlow 2.12.
+        for average, weight in zip(self.average, self._weights):  # noqa: B905
             average.assign_add(share * (weight - average))
 
     def keep(self) -> None:

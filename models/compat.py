@@ -14,6 +14,8 @@ from typing import Any
 
 import workflow.environment  # noqa: F401  (sets TF_USE_LEGACY_KERAS before TensorFlow loads)
 
+from workflow.cudf_compat import mend_cudf
+
 # Names that Keras 2.13 moved below `keras.src`.
 _MOVED = (
     "engine",
@@ -129,6 +131,7 @@ def _quiet() -> None:
 
 
 def _prepare() -> None:
+    mend_cudf()
     _use_legacy_keras()
     _restore_moved_keras_names()
     _restore_tensorflow_names()

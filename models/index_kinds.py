@@ -30,7 +30,8 @@ MIN_WEIGHT = 1e-6  # of a direction that no query has, against the strongest one
 PER_LIST = 64  # videos that k-means reads per list
 RIDGE = 0.01
 GROUP = 16
-MAPPED = faiss.IO_FLAG_MMAP_IFC  # pages of the file itself, shared by every process that reads it
+# Pages of the file itself, shared by every process that reads it; FAISS before 1.11 copies them.
+MAPPED = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
 
 
 def read_index(path: str, kind: str, effort: int) -> Any:

@@ -178,7 +178,8 @@ def gradient_step(
             loss = loss_of(batch)
         variables = model.trainable_variables
         gradients = [_dense(gradient) for gradient in tape.gradient(loss, variables)]
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        # `strict=True` is unknown to the compiler of TensorFlow 2.12.
+        optimizer.apply_gradients(list(zip(gradients, variables)))  # noqa: B905
         return loss
 
     def call(batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Does this Python 3.11, on this system, have what Marquee needs? One line says what is missing.
+"""Does this Python, on this system, have what Marquee needs? One line says what is missing.
 
 Runs before anything is installed: standard library only. Exit status 0 and no output when all
 is there.
@@ -16,7 +16,8 @@ from pathlib import Path
 
 MIN_GLIBC = (2, 35)  # the embedded Triton's wheel is built against it
 MIN_FREE_GB = 4
-LIBPYTHON = "libpython3.11.so.1.0"
+PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+LIBPYTHON = f"lib{PYTHON}.so.1.0"
 
 
 def problem() -> str | None:
@@ -68,7 +69,7 @@ def _venv_problem() -> str | None:
         return None
     return (
         f"{sys.executable} has no module {' and no module '.join(missing)}."
-        " Next: apt-get install python3.11-venv"
+        f" Next: apt-get install {PYTHON}-venv"
     )
 
 
@@ -86,7 +87,7 @@ def _libpython_problem() -> str | None:
             return None
     return (
         f"{sys.executable} has no shared {LIBPYTHON} in {libdir}. Next: apt-get install"
-        " libpython3.11 (system Python), or PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install"
+        f" lib{PYTHON} (system Python), or PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install"
         f" --force {platform.python_version()} (pyenv)"
     )
 

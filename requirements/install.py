@@ -2,6 +2,9 @@
 
     python3.11 requirements/install.py [--dev]
 
+The variable MARQUEE_STACK names another list of packages than cpu (gpu, container-py310), and
+MARQUEE_VENV the folder that they go to.
+
 Only what is missing is done: a stamp in .venv holds a digest of everything an installed layer
 depends on. Two calls at once wait for each other. A call that ended while pip was unpacking makes
 the next one start over, because a half-installed package can look complete to pip.
@@ -24,7 +27,9 @@ from pathlib import Path
 import check_system
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
+VENV = ROOT / os.environ.get("MARQUEE_VENV", ".venv")
+STACK = os.environ.get("MARQUEE_STACK", "cpu")
+DOWNLOAD_GB = {"cpu": "0.7", "gpu": "4", "container-py310": "0.8"}
 REQUIREMENTS = ROOT / "requirements"
 LOG = VENV / "install.log"
 UNFINISHED = VENV / ".unfinished"
@@ -38,7 +43,7 @@ class SetupError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """Bring .venv up to date and return the exit status."""
+    """Bring the environment up to date and return the exit status."""
     unknown = [argument for argument in arguments if argument != "--dev"]
     if unknown:
         print(f"Unknown option {unknown[0]}. Next: install.py [--dev]", file=sys.stderr)
@@ -59,7 +64,7 @@ def _bring_up_to_date(dev: bool) -> None:
     if UNFINISHED.exists() or not _venv_works():
         _discard_venv()
     python = _digest_of_interpreter()
-    runtime = _digest(python, "build.txt", "cpu.txt")
+    runtime = _digest(python, "build.txt", f"{STACK}.txt")
     project = _digest(runtime, "../pyproject.toml")
     layers: list[tuple[str, str, Callable[[], None]]] = [
         ("runtime", runtime, _install_runtime),
@@ -85,10 +90,11 @@ def _install_runtime() -> None:
         base = getattr(sys, "_base_executable", sys.executable)
         VENV.mkdir()
         UNFINISHED.touch()
-        _run([base, "-m", "venv", str(VENV)], "making .venv")
+        _run([base, "-m", "venv", str(VENV)], f"making {VENV.name}")
         _pip_requirements("build.txt", "the installer")
         UNFINISHED.unlink()
-    _pip_requirements("cpu.txt", "the packages Marquee runs on (0.7 GB to download)")
+    what = f"the packages Marquee runs on ({DOWNLOAD_GB[STACK]} GB to download)"
+    _pip_requirements(f"{STACK}.txt", what)
 
 
 def _install_dev() -> None:

@@ -1,18 +1,21 @@
 #!/bin/sh
 # Find a Python 3.11 that can run Marquee and let install.py make .venv with it.
 # Usage: [PYTHON=/path/to/python3.11] sh requirements/install.sh [--dev]
+# PYTHON_VERSION=3.10 looks for that one, which the Merlin container's versions need.
 here=$(dirname "$0")
-is_311='import sys; sys.exit(sys.version_info[:2] != (3, 11))'
+version=${PYTHON_VERSION:-3.11}
+is_it="import sys; sys.exit('.'.join(map(str, sys.version_info[:2])) != '$version')"
 problem=
-for python in ${PYTHON:-python3.11 /usr/bin/python3.11 python3 python}; do
+for python in ${PYTHON:-python$version /usr/bin/python$version python3 python}; do
     command -v "$python" >/dev/null 2>&1 || continue
-    "$python" -c "$is_311" >/dev/null 2>&1 || continue
+    "$python" -c "$is_it" >/dev/null 2>&1 || continue
     if found=$("$python" "$here/check_system.py"); then
         exec "$python" "$here/install.py" "$@"
     fi
     problem=${problem:-$found}
 done
-[ -n "$problem" ] || problem="${PYTHON:-python3.11} is not there or is not Python 3.11. Next: apt-get \
-install python3.11 python3.11-venv libpython3.11, or make PYTHON=/path/to/python3.11"
+[ -n "$problem" ] || problem="${PYTHON:-python$version} is not there or is not Python $version. Next: \
+apt-get install python$version python$version-venv libpython$version, or make \
+PYTHON=/path/to/python$version"
 echo "Cannot set up Marquee: $problem" >&2
 exit 1

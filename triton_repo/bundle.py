@@ -22,6 +22,7 @@ from workflow.run import write_bytes, write_json
 FORMAT = 1
 MANIFEST, READY = "bundle.json", "READY"
 _EXPORT_AGAIN = "marquee export --force"
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -199,5 +200,8 @@ def _words(tensor: dict[str, Any] | None) -> str:
 
 def file_sha256(path: Path) -> str:
     """Hex digest of a file's content."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -172,5 +172,5 @@ def _parse_seconds(text: str) -> int | None:
         return int(text)
     with suppress(ValueError, OverflowError):
         moment = datetime.fromisoformat(text)
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp())
     return None

@@ -144,14 +144,14 @@ def render_config(name: str, io: ModelIO, max_batch_size: int, version: int, bod
 
 def stage_body(io: ModelIO, max_batch_size: int) -> str:
     """A stage: one Python instance, no queue delay, warm before it is ready."""
-    return python_body() + _warmups(io, max_batch_size)
+    return python_body() + warmups(io, max_batch_size)
 
 
 def fused_body(io: ModelIO, max_batch_size: int, max_waiting: int) -> str:
     """The step of the ensemble: as a stage, but of more than `max_waiting` rows it refuses some."""
     setting = f'{{ string_value: "{max_waiting}" }}'
     parameter = f'parameters {{ key: "max_waiting" value: {setting} }}\n'
-    return python_body() + parameter + _warmups(io, max_batch_size)
+    return python_body() + parameter + warmups(io, max_batch_size)
 
 
 def python_body() -> str:
@@ -163,11 +163,12 @@ def python_body() -> str:
     )
 
 
-def _warmups(io: ModelIO, max_batch_size: int) -> str:
-    return "".join(_warmup(io, size) for size in dict.fromkeys((1, max_batch_size)))
+def warmups(io: ModelIO, max_batch_size: int, suffix: str = "") -> str:
+    """Requests of zeros for one user and for a full batch; `suffix` tells their names apart."""
+    return "".join(_warmup(io, size, suffix) for size in dict.fromkeys((1, max_batch_size)))
 
 
-def _warmup(io: ModelIO, batch_size: int) -> str:
+def _warmup(io: ModelIO, batch_size: int, suffix: str) -> str:
     inputs = "".join(
         f'  inputs {{ key: "{t.name}" value: {{ data_type: TYPE_{t.dtype} '
         f"dims: [ {', '.join(map(str, t.dims))} ] zero_data: true }} }}\n"
@@ -175,7 +176,7 @@ def _warmup(io: ModelIO, batch_size: int) -> str:
         if not t.optional
     )
     return (
-        f'model_warmup [ {{\n  name: "batch_{batch_size}"\n  batch_size: {batch_size}\n'
+        f'model_warmup [ {{\n  name: "batch_{batch_size}{suffix}"\n  batch_size: {batch_size}\n'
         f"{inputs}}} ]\n"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -52,6 +52,10 @@ JsonOption = Annotated[
 DeploymentOption = Annotated[
     Path | None,
     typer.Option("--deployment", metavar="DIR", help="Deployment folder (runs/deployment)."),
+]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "gpu"],
+    typer.Option("--device", help="Where to compute (auto: a GPU that can be used, else the CPU)."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Do it even if nothing changed.")]
 UserOption = Annotated[str | None, typer.Option("--user", metavar="ID", help="Raw user id.")]
@@ -171,6 +175,7 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run where it stopped.")
     ] = False,
+    device: DeviceOption = "auto",
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -178,17 +183,31 @@ def run(
     from workflow.verbs import finish_run
 
     job = _job(run, dataset, config, set_, source, contract, create=not resume)
-    finish_run(job, Output(json), user=user, top_k=top_k, force=force, resume=resume)
+    finish_run(job, _on(device, Output(json)), user=user, top_k=top_k, force=force, resume=resume)
+
+
+def _on(device: str, output: Output) -> Output:
+    """Settle on a device and say so, before anything looks for a GPU by itself."""
+    from workflow.device import choose_device
+
+    chosen = choose_device(device)
+    output.say(f"• Device: {chosen.kind} ({chosen.found})")
+    return output
 
 
 def _stages(
-    names: tuple[str, ...], job: Job, json: bool, force: bool, next_verb: str, resume: bool = False
+    names: tuple[str, ...],
+    job: Job,
+    output: Output,
+    *,
+    force: bool,
+    next_verb: str,
+    resume: bool = False,
 ) -> None:
     """Carry out stages and print what they recorded."""
     from workflow.pipeline import run_stages
     from workflow.verbs import report_stages
 
-    output = Output(json)
     entries = run_stages(job, output, names, force=force, resume=resume)
     report_stages(job, output, entries, f"marquee {next_verb} --run {job.run}")
 
@@ -215,11 +234,13 @@ def validate(
 def features(
     run: RunOption = None,
     set_: SetOption = None,
+    device: DeviceOption = "auto",
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
     """Build features with NVTabular: encoded tables, histories, train/valid/test samples."""
-    _stages(("features",), _changed(_existing(run), None, set_, None), json, force, "train")
+    job = _changed(_existing(run), None, set_, None)
+    _stages(("features",), job, _on(device, Output(json)), force=force, next_verb="train")
 
 
 @app.command()
@@ -230,6 +251,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the last checkpoint.")
     ] = False,
+    device: DeviceOption = "auto",
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -242,7 +264,8 @@ def train(
     if model not in chosen:
         raise ConfigError(f"no model {model!r}", expected="retriever, ranker or both")
     job = _changed(_existing(run), None, set_, None)
-    _stages(chosen[model], job, json, force, "index", resume)
+    output = _on(device, Output(json))
+    _stages(chosen[model], job, output, force=force, next_verb="index", resume=resume)
 
 
 @app.command()
@@ -253,18 +276,8 @@ def index(
     json: JsonOption = False,
 ) -> None:
     """Build the FAISS index and choose its search effort by measured recall."""
-    _stages(("index",), _changed(_existing(run), None, set_, None), json, force, "export")
-
-
-@app.command()
-def export(
-    run: RunOption = None,
-    set_: SetOption = None,
-    force: ForceOption = False,
-    json: JsonOption = False,
-) -> None:
-    """Write the Triton model repository."""
-    _stages(("export",), _changed(_existing(run), None, set_, None), json, force, "serve")
+    job = _changed(_existing(run), None, set_, None)
+    _stages(("index",), job, Output(json), force=force, next_verb="export")
 
 
 @app.command()
@@ -327,6 +340,7 @@ def init(
 from workflow import (  # noqa: E402  (they add their verbs to `app`)
     cli_batch,  # noqa: F401
     cli_deploy,  # noqa: F401
+    cli_export,  # noqa: F401
     cli_refresh,  # noqa: F401
     cli_serving,  # noqa: F401
     cli_ui,  # noqa: F401

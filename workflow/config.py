@@ -6,12 +6,12 @@ Built-in configurations live in `workflow/configs/<dataset>.toml`; `--config FIL
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from workflow import toml
 from workflow.errors import ConfigError
 from workflow.schema import first_problem
 
@@ -324,10 +324,10 @@ def parse_config(values: dict[str, Any]) -> Config:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return toml.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {file}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {file} is not TOML", found=str(error)) from error
 
 
@@ -340,8 +340,8 @@ def _parse_override(override: str) -> dict[str, Any]:
             next_step="see marquee run --help",
         )
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = toml.loads(f"value = {text}")["value"]
+    except toml.TOMLDecodeError:
         value = text.strip()  # a bare word is a string
     for part in reversed(key.strip().split(".")):
         value = {part: value}

@@ -120,6 +120,17 @@ def run_all(job: Job, output: Output, **options: bool) -> list[dict[str, Any]]:
     return run_stages(job, output, tuple(stage.name for stage in STAGES), **options)
 
 
+def export_container(
+    job: Job, output: Output, *, device: str, tensorrt: bool, force: bool
+) -> dict[str, Any]:
+    """The exported bundle → a repository for a stock Triton; see triton_repo/container.py."""
+    from triton_repo.container import export_container as lay_out
+
+    run_stages(job, output, ("export",), force=force)
+    with locked(job.run), output.stage("Lay out for containers"):
+        return lay_out(job.run, job.config, job.contract, device=device, tensorrt=tensorrt)
+
+
 def refresh(
     job: Job, output: Output, *, videos: Path | None, withdrawn: Path | None
 ) -> dict[str, Any]:

@@ -75,6 +75,11 @@ class Run:
         return self.root / "model_repository"
 
     @property
+    def container_repository(self) -> Path:
+        """The same bundle for a stock Triton in a container."""
+        return self.root / "container_repository"
+
+    @property
     def catalogue(self) -> Path:
         """What `marquee refresh` added and withdrew, by version of the bundle that has it."""
         return self.root / "catalogue"

@@ -7,12 +7,12 @@ selectors, model inputs, Triton tensors and the client all derive from it.
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from workflow import toml
 from workflow.errors import ContractError
 from workflow.roles import (
     FEATURE_ROLES,
@@ -313,12 +313,12 @@ def load_contract(path: Path) -> Contract:
         ContractError: the file is missing, is not TOML, or declares something inconsistent.
     """
     try:
-        return Contract.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return Contract.model_validate(toml.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ContractError(
             f"no contract file {path}", next_step="marquee init --from FOLDER"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ContractError(f"contract {path} is not TOML", found=str(error)) from error
     except ValidationError as error:
         raise ContractError(f"contract {path}: {first_problem(error)}") from error

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 from scipy import linalg
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
+from typing_extensions import Self
 
 from models.metrics import Float32
 from models.watches import Watches

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("workflow", "models", "triton_repo")

@@ -58,7 +58,7 @@ def test_a_full_disk_is_noticed_before_anything_is_made(tmp_path: Path) -> None:
     assert "GB of free disk are needed" in (check_system.disk_problem(tmp_path, 1e9) or "")
 
 
-@pytest.mark.parametrize("file", ["build.txt", "cpu.txt", "dev.txt"])
+@pytest.mark.parametrize("file", sorted(path.name for path in REQUIREMENTS.glob("*.txt")))
 def test_every_pin_is_hashed_and_no_index_is_named(file: str) -> None:
     text = (REQUIREMENTS / file).read_text(encoding="utf-8")
     blocks = re.split(r"\n(?=[a-zA-Z])", text)[1:]
@@ -73,6 +73,25 @@ def test_pins_agree_between_the_files() -> None:
     assert {name: build[name] for name in build.keys() & cpu.keys()}.items() <= cpu.items()
     assert pins("cpu.in").items() <= cpu.items()
     assert pins("build.in").items() <= build.items()
+
+
+@pytest.mark.parametrize("name", ["gpu", "container-py310", "container-train", "container-serve"])
+def test_lists_hold_what_their_reasons_name(name: str) -> None:
+    assert pins(f"{name}.in").items() <= pins(f"{name}.txt").items()
+
+
+def test_a_gpu_runs_the_same_code() -> None:
+    """What is not of CUDA has the versions of the CPU's list."""
+    cpu, gpu = pins("cpu.txt"), pins("gpu.txt")
+    differ = {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
+    assert differ == {"numba", "llvmlite"}  # cuDF 24.12 wants older ones
+    assert cpu.keys() - gpu.keys() == {"faiss-cpu", "tensorflow-cpu", "pip"} & cpu.keys()
+
+
+def test_the_image_that_trains_has_the_tested_versions() -> None:
+    tested = pins("container-py310.txt")
+    assert pins("container-train.txt").items() <= tested.items()
+    assert {"numpy", "faiss-cpu"} <= pins("container-serve.txt").keys()
 
 
 def test_numpy_stays_below_2() -> None:
@@ -92,5 +111,5 @@ def test_progress_counts_packages(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert install.main(["--gpu"]) == 2
-    assert "--gpu" in capsys.readouterr().err
+    assert install.main(["--tpu"]) == 2
+    assert "--tpu" in capsys.readouterr().err

@@ -47,7 +47,7 @@ def _simple(array: pa.Array) -> pa.Array:
     kind = array.type
     if pa.types.is_dictionary(kind):
         return _simple(array.dictionary_decode())
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if pa.types.is_large_string(kind) or str(kind) == "string_view":  # no such name in 14
         array = array.cast(pa.string())
     if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         array = array.cast(pa.list_(kind.value_type))

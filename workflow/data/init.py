@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from workflow import toml
 from workflow.data.guess import (
     USER_IDS,
     VIDEO_IDS,
@@ -203,7 +203,7 @@ def _text(value: object) -> str:
 def _checked(text: str) -> str:
     """`text`, headed by what still has to be done before it loads."""
     try:
-        Contract.model_validate(tomllib.loads(text))
+        Contract.model_validate(toml.loads(text))
     except ValidationError as error:
         return f"# TODO this draft does not load yet: {first_problem(error)}\n{text}"
     return text

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from workflow.config import FeatureConfig
+from workflow.cudf_compat import mend_cudf
 from workflow.errors import DataError
 from workflow.features.daily import RECENT_DAYS
 from workflow.schema import Column, Contract
@@ -44,6 +45,7 @@ def build_feature_workflow(
     Args:
         out_path: folder for the vocabulary files that Categorify writes while fitting.
     """
+    mend_cudf()
     import nvtabular as nvt
 
     if name == "ids":
@@ -192,6 +194,7 @@ def _to_pandas(frame: Any) -> pd.DataFrame:
 
 
 def _dataset(data: pd.DataFrame | list[Path]) -> Any:
+    mend_cudf()
     import nvtabular as nvt
 
     if isinstance(data, list):

@@ -44,23 +44,13 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
 
     def check(self, inputs, sizes):
         """Reasons to refuse requests, by position: cursors that are none."""
-        if inputs.get("cursor") is None:
-            return {}
-        refused, start = {}, 0
-        for position, size in enumerate(sizes):
-            problems = map(self.page.cursor_problem, [inputs] * size, range(start, start + size))
-            problem = next((one for one in problems if one), None)
-            if problem:
-                refused[position] = problem
-                inputs["cursor"][start : start + size] = b""
-            start += size
-        return refused
+        return self.page.check_cursors(inputs, sizes)
 
     def run_step(self, step, known):
         if step == "query_tower":
             return self.with_session_size(self.query_tower.run(known))
         if step == "retrieval":
-            found = self.retrieval.run(self.without_shown(known))
+            found = self.retrieval.run(self.page.without_shown(known))
             return found | {"retrieved_row": found["candidate_row"]}
         if step == "sources":
             return self.page.gather(known)
@@ -73,13 +63,6 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
         session = answer["query_index"][:, self.session]
         size = np.count_nonzero(session, axis=1).astype(np.int32)
         return answer | {"session_size": size[:, None]}
-
-    def without_shown(self, known):
-        """What earlier answers showed is left out as what was watched is."""
-        shown = self.page.shown(known)
-        if shown.shape[1] == 0:
-            return known
-        return known | {"online_row": np.concatenate([known["online_row"], shown], axis=1)}
 
     def scores(self, known):
         """What candidates are ranked by; float32 [n, candidates]."""

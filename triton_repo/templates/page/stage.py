@@ -138,6 +138,20 @@ class Stage:
                 return f"{name} is outside the bundle's catalogue"
         return self.cursor_problem(inputs, i)
 
+    def check_cursors(self, inputs, sizes):
+        """Of `check` the part about cursors, before there are candidates."""
+        if inputs.get("cursor") is None:
+            return {}
+        refused, start = {}, 0
+        for position, size in enumerate(sizes):
+            problems = map(self.cursor_problem, [inputs] * size, range(start, start + size))
+            problem = next((one for one in problems if one), None)
+            if problem:
+                refused[position] = problem
+                inputs["cursor"][start : start + size] = b""
+            start += size
+        return refused
+
     def cursor_problem(self, inputs, i):
         """What is wrong with a request's cursor, or None."""
         cursor = text_of(inputs, "cursor", i)
@@ -152,6 +166,13 @@ class Stage:
         """Rows that earlier answers showed; int32 [n, most of one request], 0-padded."""
         rows = [self.seen(text_of(inputs, "cursor", i))[0] for i in range(len(inputs["user_id"]))]
         return padded(rows, np.int32, 0)
+
+    def without_shown(self, inputs):
+        """For retrieval: what earlier answers showed is left out as what was watched is."""
+        shown = self.shown(inputs)
+        if shown.shape[1] == 0:
+            return inputs
+        return inputs | {"online_row": np.concatenate([inputs["online_row"], shown], axis=1)}
 
     def _blank(self, inputs, mine):
         """Nothing that could go wrong instead of a refused request."""

@@ -12,7 +12,6 @@ import os
 import time
 
 import numpy as np
-import onnxruntime
 
 OK, UNKNOWN_USER, EMPTY_HISTORY, STATE_UNAVAILABLE = 0, 1, 2, 4
 STATE_TIMEOUT_S = 0.05
@@ -21,6 +20,8 @@ ALWAYS = np.iinfo(np.int64).max
 
 def open_session(path):
     """An ONNX Runtime session on one thread that does not spin while idle."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -49,9 +50,11 @@ class Stage:
         state: where the events since the export are, "" for nowhere; None: as the environment says.
     """
 
+    runs_graph = True  # False where something else runs it on what `features` gives
+
     def __init__(self, folder, state=None):
         self.settings = json.loads((folder / "stage.json").read_text())
-        self.session = open_session(folder / "tower.onnx")
+        self.session = open_session(folder / "tower.onnx") if self.runs_graph else None
         past, store = load(folder / "past.py"), load(folder / "store.py")
         for name in ("user_id", "user_index", "user_value"):
             setattr(self, name, past.open_array(folder / f"{name}.npy"))
@@ -81,6 +84,13 @@ class Stage:
         return {}
 
     def run(self, inputs):
+        encoded = self.features(inputs)
+        features = {name: encoded[name] for name in ("query_index", "query_value")}
+        [vector] = self.session.run(None, features)
+        return {"query_vector": vector, **encoded}
+
+    def features(self, inputs):
+        """Everything but the vector."""
         users = inputs["user_id"][:, 0]
         row = self.rows_of(self.user_id, users)
         moment = self.moments(inputs.get("time"), len(users))
@@ -95,12 +105,9 @@ class Stage:
                 self.recent(index[:, columns], part, pasts, moment)
             elif part["from"] != "user":
                 index[:, columns] = self.context(part["name"], inputs, clock)
-        value = np.asarray(self.user_value[row], np.float32)
-        [vector] = self.session.run(None, {"query_index": index, "query_value": value})
         return {
-            "query_vector": vector,
             "query_index": index,
-            "query_value": value,
+            "query_value": np.asarray(self.user_value[row], np.float32),
             "user_row": row[:, None],
             "watched_until": until[:, None],
             "online_row": self.online(pasts, "online_row", np.int32, 0),

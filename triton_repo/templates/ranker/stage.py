@@ -9,13 +9,14 @@ watch_tables.npy (seconds watched by duration and quantile, models/watch_groups.
 import json
 
 import numpy as np
-import onnxruntime
 
 FEWER_THAN_TOP_K = 3
 
 
 def open_session(path):
     """An ONNX Runtime session on one thread that does not spin while idle."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -30,10 +31,13 @@ def open_array(path):
 class Stage:
     """Scores candidates with the DLRM and the retrieval score, and sorts them."""
 
+    runs_graph = True  # False where something else runs it on what `videos` gives
+
     def __init__(self, folder):
         self.settings = json.loads((folder / "stage.json").read_text())
         self.ranks = self.settings["ranks"]  # else candidates stay in the order of retrieval
-        self.session = open_session(folder / "ranker.onnx") if self.ranks else None
+        is_needed = self.ranks and self.runs_graph
+        self.session = open_session(folder / "ranker.onnx") if is_needed else None
         self.folder, self.tasks = folder, None
         for name in ("video_id", "video_vector", "video_value"):
             setattr(self, name, open_array(folder / f"{name}.npy"))
@@ -67,9 +71,12 @@ class Stage:
         return refused
 
     def run(self, inputs):
+        return self.sort(inputs, self.score(inputs) if self.ranks else inputs["candidate_score"])
+
+    def sort(self, inputs, scores):
+        """Candidates by their scores, high to low; what `finish` makes the answer from."""
         rows = inputs["candidate_row"]
-        scores = self.score(inputs) if self.ranks else inputs["candidate_score"].copy()
-        scores[rows == 0] = -np.inf
+        scores = np.where(rows == 0, np.float32(-np.inf), scores)
         order = np.argsort(-scores, axis=1, kind="stable")
         order += np.arange(len(rows))[:, None] * rows.shape[1]  # positions in the flat arrays
         wanted = inputs["top_k"]
@@ -120,20 +127,17 @@ class Stage:
 
     def ask(self, session, inputs, rows, candidate_score):
         """All outputs of a graph for videos int [n, k] of n requests."""
-        video_value = self.video_value.take(rows, axis=0)
+        asked = {name: inputs[name] for name in ("query_index", "query_value")}
+        videos = self.videos(rows, inputs["request_time"])
+        return session.run(None, {**asked, **videos, "candidate_score": candidate_score})
+
+    def videos(self, rows, moment):
+        """What the graph needs of the candidates."""
+        value = self.video_value.take(rows, axis=0)
         if self.age:
-            age = self.video_age(rows, inputs["request_time"])
-            video_value = np.concatenate([video_value, age[..., None]], axis=2)
-        return session.run(
-            None,
-            {
-                "query_index": inputs["query_index"],
-                "query_value": inputs["query_value"],
-                "video_vector": self.video_vector.take(rows, axis=0),
-                "video_value": video_value,
-                "candidate_score": candidate_score,
-            },
-        )
+            age = self.video_age(rows, moment)
+            value = np.concatenate([value, age[..., None]], axis=2)
+        return {"video_vector": self.video_vector.take(rows, axis=0), "video_value": value}
 
     def video_age(self, rows, moment):
         """Encoded age [n, k]: days as float32, then fill, log(x + 1), (x - mean) / std."""

@@ -37,8 +37,10 @@ class Stage:
         self.num_candidates = settings["num_candidates"]
         self.exclude_watched = settings["exclude_watched"]
         faiss.omp_set_num_threads(1)
-        # Mapped: ready at once, and only pages that are searched become resident.
-        self.index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
+        # Mapped: ready at once, and only pages that are searched become resident. (FAISS before
+        # 1.11, as in the Merlin container, reads the file.)
+        mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+        self.index = faiss.read_index(str(folder / "index.faiss"), mapped)
         if settings["kind"].startswith("ivf"):
             faiss.extract_index_ivf(self.index).nprobe = settings["effort"]
         if settings["kind"] == "hnsw":
