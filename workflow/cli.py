@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +53,14 @@ JsonOption = Annotated[
 DeploymentOption = Annotated[
     Path | None,
     typer.Option("--deployment", metavar="DIR", help="Deployment folder (runs/deployment)."),
+]
+DaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dask-scheduler",
+        metavar="ADDRESS",
+        help="Make features on the workers of this Dask scheduler, e.g. tcp://127.0.0.1:8786.",
+    ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Do it even if nothing changed.")]
 UserOption = Annotated[str | None, typer.Option("--user", metavar="ID", help="Raw user id.")]
@@ -172,12 +181,14 @@ def run(
         bool, typer.Option("--resume", help="Continue an interrupted run where it stopped.")
     ] = False,
     force: ForceOption = False,
+    dask_scheduler: DaskOption = None,
     json: JsonOption = False,
 ) -> None:
     """Do everything: validate, features, train, index, export, serve, recommend."""
     from workflow.verbs import finish_run
 
     job = _job(run, dataset, config, set_, source, contract, create=not resume)
+    job = replace(job, dask_scheduler=dask_scheduler)
     finish_run(job, Output(json), user=user, top_k=top_k, force=force, resume=resume)
 
 
@@ -216,10 +227,12 @@ def features(
     run: RunOption = None,
     set_: SetOption = None,
     force: ForceOption = False,
+    dask_scheduler: DaskOption = None,
     json: JsonOption = False,
 ) -> None:
     """Build features with NVTabular: encoded tables, histories, train/valid/test samples."""
-    _stages(("features",), _changed(_existing(run), None, set_, None), json, force, "train")
+    job = replace(_changed(_existing(run), None, set_, None), dask_scheduler=dask_scheduler)
+    _stages(("features",), job, json, force, "train")
 
 
 @app.command()
