@@ -36,9 +36,10 @@ class GrowingArray:
         self._file.close()
 
     def _write_header(self) -> None:
-        described = np.lib.format.dtype_to_descr(self._dtype)
+        layout: Any = np.lib.format  # numpy does not type it
+        described = layout.dtype_to_descr(self._dtype)
         header = {"descr": described, "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
+        layout.write_array_header_1_0(self._file, header)
 
 
 class HistoryWriter:
