@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,6 +57,14 @@ DeploymentOption = Annotated[
 DeviceOption = Annotated[
     Literal["auto", "cpu", "gpu"],
     typer.Option("--device", help="Where to compute (auto: a GPU that can be used, else the CPU)."),
+]
+DaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dask-scheduler",
+        metavar="ADDRESS",
+        help="Make features on the workers of this Dask scheduler, e.g. tcp://127.0.0.1:8786.",
+    ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Do it even if nothing changed.")]
 UserOption = Annotated[str | None, typer.Option("--user", metavar="ID", help="Raw user id.")]
@@ -177,12 +186,14 @@ def run(
     ] = False,
     device: DeviceOption = "auto",
     force: ForceOption = False,
+    dask_scheduler: DaskOption = None,
     json: JsonOption = False,
 ) -> None:
     """Do everything: validate, features, train, index, export, serve, recommend."""
     from workflow.verbs import finish_run
 
     job = _job(run, dataset, config, set_, source, contract, create=not resume)
+    job = replace(job, dask_scheduler=dask_scheduler)
     finish_run(job, _on(device, Output(json)), user=user, top_k=top_k, force=force, resume=resume)
 
 
@@ -236,10 +247,11 @@ def features(
     set_: SetOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
+    dask_scheduler: DaskOption = None,
     json: JsonOption = False,
 ) -> None:
     """Build features with NVTabular: encoded tables, histories, train/valid/test samples."""
-    job = _changed(_existing(run), None, set_, None)
+    job = replace(_changed(_existing(run), None, set_, None), dask_scheduler=dask_scheduler)
     _stages(("features",), job, _on(device, Output(json)), force=force, next_verb="train")
 
 

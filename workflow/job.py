@@ -29,6 +29,7 @@ class Job:
     config: Config
     source: Path | None = None
     contract_file: Path | None = None
+    dask_scheduler: str | None = None  # makes the features; not remembered with the run
     loaded: dict[str, Contract] = field(default_factory=dict)
 
     @property

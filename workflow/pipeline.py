@@ -36,8 +36,10 @@ def _validate(job: Job, report: Report) -> dict[str, Any]:
 def _features(job: Job, report: Report) -> dict[str, Any]:
     """Tables → encoded features by NVTabular, point-in-time histories, train/valid/test."""
     from workflow.features.build import build_features
+    from workflow.features.cluster import dask_cluster
 
-    return build_features(job.run, job.config, job.contract, report)
+    with dask_cluster(job.dask_scheduler):
+        return build_features(job.run, job.config, job.contract, report)
 
 
 def _train_retriever(job: Job, report: Report) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class InMemory(_Builder):
         rows = tables.events["user_row"]
         self.frames = [tables.events[rows.isin(part)] for part in users]
 
-    def _partitions(self) -> Iterator[pd.DataFrame]:
+    def _partitions(self, *columns: str) -> Iterator[pd.DataFrame]:
         yield from self.frames
 
     def samples(self) -> pd.DataFrame:

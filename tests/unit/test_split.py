@@ -25,7 +25,9 @@ from workflow.features.split import (
 @pytest.mark.parametrize(("valid", "test"), [(0.1, 0.1), (0.2, 0.05), (0.05, 0.3)])
 def test_temporal_shares(valid: float, test: float) -> None:
     times = np.random.default_rng(0).permutation(10_000).astype(np.int64)
-    cuts = temporal_cuts(times, SplitConfig(valid_fraction=valid, test_fraction=test))
+    cuts = temporal_cuts(
+        lambda: np.array_split(times, 3), SplitConfig(valid_fraction=valid, test_fraction=test)
+    )
     part = temporal_split(times, *cuts)
     assert np.mean(part == VALID) == pytest.approx(valid, abs=1e-3)
     assert np.mean(part == TEST) == pytest.approx(test, abs=1e-3)
@@ -47,7 +49,7 @@ def divisible(times: list[int], valid: float, test: float) -> bool:
 def test_temporal_parts_never_share_a_second(values: list[int]) -> None:
     times = np.array(values, np.int64)
     try:
-        valid_from, test_from = temporal_cuts(times, SplitConfig())
+        valid_from, test_from = temporal_cuts(lambda: np.array_split(times, 3), SplitConfig())
     except DataError:
         assert not divisible(values, 0.1, 0.1)
         return
@@ -61,7 +63,7 @@ def test_temporal_parts_never_share_a_second(values: list[int]) -> None:
 @pytest.mark.parametrize("times", [[5, 5, 5, 5], [1, 2], [7]])
 def test_times_that_cannot_be_divided(times: list[int]) -> None:
     with pytest.raises(DataError, match=r"Expected: timestamps spread .* Next: check the time"):
-        temporal_cuts(np.array(times, np.int64), SplitConfig())
+        temporal_cuts(lambda: [np.array(times, np.int64)], SplitConfig())
 
 
 def by_hand(rows: list[tuple[int, bool]]) -> list[int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,15 @@ import numpy.typing as npt
 from workflow.config import Config
 from workflow.console import Report, no_report
 from workflow.features import encoded, tables
+from workflow.features.cluster import require_shared
 from workflow.features.daily import DailyCounter
 from workflow.features.fitted import CompiledTable, save_fitted
 from workflow.features.fitted_features import fitted_features, raw_ids
-from workflow.features.history import (
-    SECONDS_PER_DAY,
-    Histories,
-    session_starts,
-    smoothed_rate,
-)
+from workflow.features.history import SECONDS_PER_DAY, smoothed_rate
+from workflow.features.history_files import HistoryWriter, load_histories
 from workflow.features.local_time import user_offset_s
-from workflow.features.samples import POINTERS, Cuts, Known, build_samples, split_of
+from workflow.features.sample_files import SampleEncoder, write_raw
+from workflow.features.samples import Cuts, Known, build_samples, split_of
 from workflow.features.spec import Feature, FeatureSpec
 from workflow.features.split import NAMES, TEST, temporal_cuts
 from workflow.frames import read_frame
@@ -45,7 +44,8 @@ def build_features(
     data = run.require(run.data, "validated data", "marquee validate")
     files = sorted((data / "events").glob("*.parquet"))
     with replaced_folder(run.features) as folder:
-        builder = _Builder(folder, config, contract, data, files)
+        require_shared(folder.absolute())
+        builder = _Builder(folder.absolute(), config, contract, data.absolute(), files)
         report(0, 5, "histories")
         builder.scan()
         report(1, 5, "point-in-time samples")
@@ -72,46 +72,52 @@ class _Builder:
 
         self.folder, self.config, self.contract = folder, config, contract
         self.data, self.files = data, files
-        self.users = read_frame(data / "users.parquet")
-        self.videos = read_frame(data / "videos.parquet")
+        self.users = read_frame(data / "users.parquet", _user_columns(contract))
+        self.videos = read_frame(data / "videos.parquet", _video_columns(contract))
         self.features: list[Feature] = []
 
-    # --- pass 1: histories, daily counts, split points -----------------------------------------
+    # --- pass 1: split points, histories, daily counts -----------------------------------------
     def scan(self) -> None:
-        daily = DailyCounter()
-        watches: list[tuple[npt.NDArray[Any], ...]] = []
-        times = []
-        for events in self._partitions():
-            user, time = events["user_row"].to_numpy(), events["timestamp"].to_numpy()
-            watched = events["watched"].to_numpy()
-            video = events["video_row"].to_numpy()
-            label = events["label"].to_numpy(np.float64) if "label" in events else watched * 1.0
-            daily.add(video, time, label)
-            columns = (user, video.astype(np.int32), time, label.astype(np.int8))
-            watches.append(tuple(column[watched] for column in columns))
-            times.append(time)
-        user, video, time, liked = (np.concatenate(column) for column in zip(*watches, strict=True))
-        start = np.searchsorted(user, np.arange(len(self.users) + 2)).astype(np.int64)
-        sessions = session_starts(user, time, self.config.features.session_gap_s)
-        graded = self.contract.has_graded_history
-        histories = Histories(video, time, start, sessions, liked if graded else None)
-        every_time = np.concatenate(times)
-        self.last_event = int(every_time.max())
         temporal = self.config.split.protocol == "temporal"
-        self.cuts = Cuts(*temporal_cuts(every_time, self.config.split)) if temporal else Cuts(0, 0)
+        self.cuts = Cuts(0, 0)
+        if temporal:
+            self.cuts = Cuts(*temporal_cuts(self._times, self.config.split))
+        daily = DailyCounter()
+        self.totals = _Totals(len(self.users))
+        with HistoryWriter(
+            self.folder / "history", len(self.users), self.config.features.session_gap_s,
+            graded=self.contract.has_graded_history,
+        ) as histories:  # fmt: skip
+            for events in self._partitions(*self._event_columns()):
+                self._scan_partition(events, daily, histories)
         self.known = Known(
-            histories, daily.finish(), self._publish_time(), 0.5, self._utc_offset_s()
-        )
-        self.known = replace(self.known, label_prior=self._label_prior())
-        for folder, part in (("history", histories), ("daily", self.known.daily)):
-            for field in fields(part):
-                if (values := getattr(part, field.name)) is not None:
-                    self._save(folder, field.name, values)
+            load_histories(self.folder / "history"), daily.finish(), self._publish_time(),
+            self.totals.label_prior if self.contract.has_label else 0.5, self._utc_offset_s(),
+        )  # fmt: skip
+        for field in fields(self.known.daily):
+            self._save("daily", field.name, getattr(self.known.daily, field.name))
 
-    def _partitions(self) -> Iterator[pd.DataFrame]:
+    def _scan_partition(
+        self, events: pd.DataFrame, daily: DailyCounter, histories: HistoryWriter
+    ) -> None:
+        user, time = events["user_row"].to_numpy(), events["timestamp"].to_numpy()
+        video, watched = events["video_row"].to_numpy(), events["watched"].to_numpy()
+        label = events["label"].to_numpy(np.float64) if "label" in events else watched * 1.0
+        daily.add(video, time, label)
+        histories.add(user[watched], video[watched], time[watched], label[watched])
+        self.totals.add(user, time, label, split_of(events, self.config, self.cuts) != TEST)
 
+    def _event_columns(self) -> list[str]:
+        label = ["label"] if self.contract.has_label else []
+        return ["user_row", "video_row", "timestamp", "watched", *label]
+
+    def _partitions(self, *columns: str) -> Iterator[pd.DataFrame]:
+        """Each partition, with all columns where none is named."""
         for path in self.files:
-            yield read_frame(path)
+            yield read_frame(path, list(columns) or None)
+
+    def _times(self) -> Iterator[npt.NDArray[np.int64]]:
+        return (events["timestamp"].to_numpy() for events in self._partitions("timestamp"))
 
     def _publish_time(self) -> npt.NDArray[np.int64] | None:
         if not self.contract.has_publish_time:
@@ -122,28 +128,18 @@ class _Builder:
     def _utc_offset_s(self) -> npt.NDArray[np.int32] | None:
         return user_offset_s(self.contract, self.users) if self.contract.utc_offsets else None
 
-    def _label_prior(self) -> float:
-        """Positive share before the test period; it smooths rates of users and videos."""
-        if not self.contract.has_label:
-            return 0.5
-        total = positive = 0.0
-        for events in self._partitions():
-            seen = split_of(events, self.config, self.cuts) != TEST
-            total += seen.sum()
-            positive += float(events["label"].to_numpy()[seen].sum())
-        return positive / max(total, 1.0)
-
     # --- pass 2: samples -------------------------------------------------------------------------
     def write_raw_samples(self) -> None:
+        for name in NAMES:
+            (self.folder / "raw" / name).mkdir(parents=True)
         for number, events in enumerate(self._partitions()):
             part = split_of(events, self.config, self.cuts)
             samples = build_samples(events, part, self.contract, self.config, self.known)
+            part = samples.pop("part").to_numpy()
             for value, name in enumerate(NAMES):
-                chosen = samples[samples["part"] == value].drop(columns="part")
-                path = self.folder / "raw" / name / f"part-{number:05d}.parquet"
-                path.parent.mkdir(parents=True, exist_ok=True)
+                chosen = samples[part == value]
                 if len(chosen):
-                    chosen.to_parquet(path, index=False)
+                    write_raw(chosen, self.folder / "raw" / name / f"part-{number:05d}.parquet")
 
     def _raw(self, *parts: str) -> list[Path]:
         return [p for part in parts for p in sorted((self.folder / "raw" / part).glob("*.parquet"))]
@@ -177,33 +173,15 @@ class _Builder:
 
     def encode_samples(self) -> dict[str, int]:
         """Run the events workflow over every raw sample file; the raw files are then removed."""
-
+        fitted = self.folder / "workflows" / "events"
+        encoder = SampleEncoder(self.contract, self.config.features, fitted)
         counts = {}
         for part in NAMES:
-            total = 0
             (self.folder / part).mkdir()
-            for path in self._raw(part):
-                raw = read_frame(path)
-                frame = _joined(tables.transform(self.workflows["events"], [path]))
-                total += len(raw)
-                self._sample_frame(raw, frame).to_parquet(
-                    self.folder / part / path.name, index=False
-                )
-                path.unlink()
-            counts[f"num_{part}"] = total
+            files = {path: self.folder / part / path.name for path in self._raw(part)}
+            counts[f"num_{part}"] = encoder.encode(files)
+        shutil.rmtree(self.folder / "raw")
         return counts
-
-    def _sample_frame(self, raw: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-        kept = [*POINTERS, "watched", "label"]
-        result = raw[kept].copy()
-        for name in frame.columns:
-            column = frame[name].to_numpy()
-            result[name] = column.astype(np.float32 if column.dtype.kind == "f" else np.int32)
-        if self.contract.has_propensity:
-            result["propensity"] = raw["propensity"].to_numpy(np.float32)
-        if self.contract.has_watch_time:
-            result["log_watch"] = np.log1p(raw["watch_s"].to_numpy(np.float32))
-        return result
 
     # --- tables ----------------------------------------------------------------------------------
     def encode_tables(self) -> None:
@@ -242,11 +220,14 @@ class _Builder:
             self._save(folder, name, np.r_[np.int32(row_0), index])
 
     def _encode_table(self, name: Any, role: str, frame: pd.DataFrame) -> None:
+        import pandas as pd
+
         columns = self.contract.features(role)
         if not columns:
             return
         path = self.data / f"{name}.parquet"
-        result = _joined(tables.transform(self.workflows[name], [path]))
+        parts = tables.transform(self.workflows[name], [path])
+        result = pd.concat(parts, ignore_index=True)
         assert len(result) == len(frame)
         for column in columns:
             self._save(name, column.name, encoded.encode_column(result[column.name], column))
@@ -256,25 +237,15 @@ class _Builder:
         compiled = self.compiled["events"]
         prior = self.known.label_prior if self.contract.has_label else None
         rows = np.arange(len(self.videos) + 1)
-        tomorrow = np.int64(self.last_event + SECONDS_PER_DAY)
+        tomorrow = np.int64(self.totals.last_event + SECONDS_PER_DAY)
         for name, values in self.known.daily.numbers(rows, tomorrow, label_prior=prior).items():
             self._save("videos", name, compiled[name].normalise(values))
-        counts, positive = self._user_totals()
+        counts, positive = self.totals.events, self.totals.labels
         users = {"user_event_count": counts.astype(np.float32)}
         if prior is not None:
             users["user_label_rate"] = smoothed_rate(positive, counts, prior)
         for name, values in users.items():
             self._save("users", name, compiled[name].normalise(values))
-
-    def _user_totals(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        size = len(self.users) + 1
-        events, labels = np.zeros(size), np.zeros(size)
-        for frame in self._partitions():
-            user = frame["user_row"].to_numpy()
-            events += np.bincount(user, minlength=size)
-            if "label" in frame:
-                labels += np.bincount(user, frame["label"].to_numpy(np.float64), minlength=size)
-        return events, labels
 
     def _save(self, folder: str, name: str, values: npt.NDArray[Any]) -> None:
         encoded.save_array(self.folder / folder / f"{name}.npy", values)
@@ -292,14 +263,46 @@ class _Builder:
             session_gap_s=config.session_gap_s,
             valid_from=self.cuts.valid_from,
             test_from=self.cuts.test_from,
-            last_event=self.last_event,
+            last_event=self.totals.last_event,
             has_label=self.contract.has_label,
             label_prior=self.known.label_prior,
         )
 
 
-def _joined(partitions: list[pd.DataFrame]) -> pd.DataFrame:
-    """One frame; a file of many row groups is transformed in several partitions."""
-    import pandas as pd
+def _user_columns(contract: Contract) -> list[str]:
+    """What the stage itself reads of users; their features are NVTabular's."""
+    country = contract.tagged("users", "country") if contract.utc_offsets else None
+    return ["user_id", *([country.name] if country is not None else [])]
 
-    return pd.concat(partitions, ignore_index=True)
+
+def _video_columns(contract: Contract) -> list[str]:
+    """What the stage itself reads of videos; their features are NVTabular's."""
+    duration = [contract.duration.name] if contract.duration is not None else []
+    return ["video_id", *(["publish_time"] if contract.has_publish_time else []), *duration]
+
+
+class _Totals:
+    """What is summed over all events: users' events and labels, the share of positives, the end."""
+
+    def __init__(self, num_users: int) -> None:
+        self.last_event = 0
+        self.events, self.labels = np.zeros(num_users + 1), np.zeros(num_users + 1)
+        self._seen = self._positive = 0.0
+
+    def add(
+        self,
+        user_row: npt.NDArray[Any],
+        timestamp: npt.NDArray[np.int64],
+        label: npt.NDArray[np.float64],
+        seen: npt.NDArray[np.bool_],
+    ) -> None:
+        self.last_event = max(self.last_event, int(timestamp.max()))
+        self.events += np.bincount(user_row, minlength=len(self.events))
+        self.labels += np.bincount(user_row, label, len(self.labels))
+        self._seen += int(seen.sum())
+        self._positive += float(label[seen].sum())
+
+    @property
+    def label_prior(self) -> float:
+        """Positive share before the test period; it smooths rates of users and videos."""
+        return self._positive / max(self._seen, 1.0)

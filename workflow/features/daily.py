@@ -37,10 +37,21 @@ class DailyCounts:
         Returns:
             two float64 arrays of that shape.
         """
-        base = np.asarray(video_row, np.int64) * STRIDE
-        first = np.searchsorted(self.key, base)
-        until = np.searchsorted(self.key, base + np.maximum(timestamp, 0) // SECONDS_PER_DAY)
+        row = np.asarray(video_row, np.int64)
+        first = self._first[np.minimum(row, len(self._first) - 1)]
+        day = np.maximum(timestamp, 0) // SECONDS_PER_DAY
+        until = np.searchsorted(self.key, row * STRIDE + day)
         return self.events[until] - self.events[first], self.labels[until] - self.labels[first]
+
+    def position(self, video_row: Int64, timestamp: Int64) -> Int64:
+        """Where the key of events that are counted here stands; int64, their shape."""
+        return np.searchsorted(self.key, video_row * STRIDE + timestamp // SECONDS_PER_DAY)
+
+    @cached_property
+    def _first(self) -> Int64:
+        """The position of each video's first key; the last entry is for rows beyond the last."""
+        rows = np.arange(self.key[-1] // STRIDE + 2 if len(self.key) else 1)
+        return np.searchsorted(self.key, rows * STRIDE)
 
     @cached_property
     def _traffic(self) -> tuple[Int64, Float64]:
@@ -101,7 +112,7 @@ class DailyCounts:
 
 
 class DailyCounter:
-    """Collects events partition by partition."""
+    """Collects events partition by partition; what is kept grows with the distinct keys only."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[Int64, Float64, Float64]] = []
@@ -109,17 +120,25 @@ class DailyCounter:
     def add(self, video_row: Int64, timestamp: Int64, label: Float64) -> None:
         key = video_row.astype(np.int64) * STRIDE + timestamp // SECONDS_PER_DAY
         self._parts.append(_merged(key, np.ones(len(key)), label))
+        while len(self._parts) > 1 and len(self._parts[-2][0]) < 2 * len(self._parts[-1][0]):
+            self._merge_last(2)
 
     def finish(self) -> DailyCounts:
-        columns = zip((np.zeros(0, np.int64), np.zeros(0), np.zeros(0)), *self._parts, strict=True)
-        key, events, labels = _merged(*(np.concatenate(column) for column in columns))
+        self._parts.append((np.zeros(0, np.int64), np.zeros(0), np.zeros(0)))
+        self._merge_last(len(self._parts))
+        key, events, labels = self._parts[0]
         return DailyCounts(key, np.r_[0.0, np.cumsum(events)], np.r_[0.0, np.cumsum(labels)])
+
+    def _merge_last(self, number: int) -> None:
+        key, events, labels = (np.concatenate(c) for c in zip(*self._parts[-number:], strict=True))
+        self._parts[-number:] = [_merged(key, events, labels)]
 
 
 def _merged(key: Int64, events: Float64, labels: Float64) -> tuple[Int64, Float64, Float64]:
     """Sums per distinct key, ascending."""
-    unique, inverse = np.unique(key, return_inverse=True)
-    size = len(unique)
-    totals = (np.bincount(inverse, weights, size) for weights in (events, labels))
-    more, positive = (np.asarray(total, np.float64) for total in totals)
-    return unique, more, positive
+    if len(key) == 0:
+        return key, events, labels
+    order = np.argsort(key, kind="stable")  # quick where sorted runs follow one another
+    key = key[order]
+    first = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+    return key[first], np.add.reduceat(events[order], first), np.add.reduceat(labels[order], first)

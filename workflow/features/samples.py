@@ -8,6 +8,7 @@ need a few gigabytes on disk, not a copy of fifty ids each.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from workflow.config import Config
 from workflow.features import history as past
-from workflow.features.daily import DailyCounts
+from workflow.features.daily import STRIDE, DailyCounts
 from workflow.features.history import SECONDS_PER_DAY, Histories
 from workflow.features.local_time import request_offset_s
 from workflow.features.split import UNUSED, leave_last_out, temporal_split
@@ -50,6 +51,12 @@ class Known:
     publish_time: npt.NDArray[np.int64] | None
     label_prior: float
     utc_offset_s: npt.NDArray[np.int32] | None = None
+
+    @cached_property
+    def of_keys(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The numbers of a video at every key of `daily`: events of a day know the same."""
+        row, day = self.daily.key // STRIDE, self.daily.key % STRIDE
+        return self.daily.numbers(row, day * SECONDS_PER_DAY, label_prior=self.label_prior)
 
 
 def split_of(events: pd.DataFrame, config: Config, cuts: Cuts) -> npt.NDArray[np.int8]:
@@ -90,7 +97,8 @@ def build_samples(
     samples = pd.DataFrame(columns)
     for name, values in video_numbers(samples, contract, known).items():
         samples[name] = values
-    return samples[samples["part"] != UNUSED].reset_index(drop=True)
+    used = part != UNUSED
+    return samples if used.all() else samples[used].reset_index(drop=True)
 
 
 def local_time(events: pd.DataFrame, contract: Contract, known: Known) -> npt.NDArray[np.int64]:
@@ -122,8 +130,12 @@ def video_numbers(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """What was known of each sample's video at the end of the day before; float32 [n] each."""
     video, time = samples["video_row"].to_numpy(np.int64), samples["timestamp"].to_numpy(np.int64)
-    prior = known.label_prior if contract.has_label else None
-    result = known.daily.numbers(video, time, label_prior=prior)
+    at = known.daily.position(video, time)
+    result = {
+        name: values[at]
+        for name, values in known.of_keys.items()
+        if contract.has_label or name != "video_label_rate"
+    }
     if known.publish_time is not None:
         result["video_age_days"] = video_age_days(known.publish_time[video], time)
     return result

@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import numpy.typing as npt
 
 from workflow.config import SplitConfig
 from workflow.errors import DataError
+from workflow.features.history import SECONDS_PER_DAY
 
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, 3
 NAMES = ("train", "valid", "test")
 Int64 = npt.NDArray[np.int64]
+Times = Callable[[], Iterable[Int64]]
 
 
-def temporal_cuts(timestamps: Int64, config: SplitConfig) -> tuple[int, int]:
+def temporal_cuts(times: Times, config: SplitConfig) -> tuple[int, int]:
     """(valid_from, test_from): first second of validation and of test.
 
+    Args:
+        times: all timestamps in pieces, unix seconds; it is called, and read through, twice.
     Raises:
         DataError: the events do not span enough time to be divided.
     """
-    share = 1 - config.test_fraction
-    last_valid = int(np.quantile(timestamps, share, method="higher"))
-    last_train = int(np.quantile(timestamps, share - config.valid_fraction, method="higher"))
-    if not timestamps.min() <= last_train < last_valid < timestamps.max():
+    days = _counts(part // SECONDS_PER_DAY for part in times())
+    num_events, share = sum(days.values()), 1 - config.test_fraction
+    ranks = [math.ceil((num_events - 1) * q) for q in (share - config.valid_fraction, share)]
+    first, last = min(days), max(days)
+    cut_days = [_at_rank(days, rank) for rank in ranks]
+    wanted = np.unique([first, last, *(day for day, _ in cut_days)])
+    seconds = _counts(part[np.isin(part // SECONDS_PER_DAY, wanted)] for part in times())
+    last_train, last_valid = (
+        _at_rank({s: n for s, n in seconds.items() if s // SECONDS_PER_DAY == day}, rank)[0]
+        for day, rank in cut_days
+    )
+    if not min(seconds) <= last_train < last_valid < max(seconds):
         raise DataError(
             "events cannot be split by time",
             expected="timestamps spread over more than a few seconds",
-            found=f"{timestamps.min()} to {timestamps.max()}",
+            found=f"{min(seconds)} to {max(seconds)}",
             next_step="check the timestamp column and its unit in the contract",
         )
     return last_train + 1, last_valid + 1
+
+
+def _counts(parts: Iterable[Int64]) -> Counter[int]:
+    """How often each value comes."""
+    total: Counter[int] = Counter()
+    for part in parts:
+        values, counts = np.unique(part, return_counts=True)
+        total.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    return total
+
+
+def _at_rank(counts: dict[int, int], rank: int) -> tuple[int, int]:
+    """The value at a rank (from 0) of all in order, and its rank among its equals."""
+    for value in sorted(counts):
+        if rank < counts[value]:
+            return value, rank
+        rank -= counts[value]
+    raise AssertionError("rank beyond the number of values")
 
 
 def temporal_split(timestamp: Int64, valid_from: int, test_from: int) -> npt.NDArray[np.int8]:

@@ -7,6 +7,7 @@ operators only, so a saved workflow needs no code of ours.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -108,8 +109,11 @@ def fit(workflow: nvt.Workflow, data: pd.DataFrame | list[Path]) -> nvt.Workflow
         DataError: a column has no value at all.
     """
     workflow.executor.transform = _without_sample(workflow)
+    dataset = _dataset(data)
+    workflow.graph.construct_schema(dataset.schema)
+    dataset.to_ddf = partial(dataset.to_ddf, columns=workflow._input_columns())
     try:
-        workflow.fit(_dataset(data))
+        workflow.fit(dataset)
     except FileNotFoundError:  # Categorify looks for the vocabulary of a column without values
         _finish_fit(workflow)
         raise
@@ -147,7 +151,7 @@ def _without_sample(workflow: nvt.Workflow) -> Any:
 
     def transform_parents(frame: Any, nodes: Any, *more: Any, **named: Any) -> Any:
         if nodes is workflow.output_node:
-            return frame
+            return frame._meta  # an empty frame: nothing is read
         return transform(frame, nodes, *more, **named)
 
     return transform_parents
@@ -163,18 +167,32 @@ def _check_fitted(name: str, has_value: bool) -> None:
 
 
 def transform(workflow: nvt.Workflow, data: pd.DataFrame | list[Path]) -> list[pd.DataFrame]:
-    """Transformed partitions, computed one at a time by the caller's iteration order."""
+    """The transformed frame, or the transformed partitions of Parquet files, one at a time."""
+    from merlin.core.compat import HAS_GPU, cudf
+    from merlin.core.dispatch import convert_data
+    from merlin.schema import ColumnSchema, Schema
+
+    if isinstance(data, list):
+        dataset = _dataset(data)
+        names = dataset.schema.column_names
+    else:
+        names = list(data.columns)
+    if not workflow.graph.output_schema:  # restored; our operators need no dtypes
+        workflow.graph.construct_schema(Schema([ColumnSchema(name) for name in names]))
+    columns = workflow._input_columns()
+    if not isinstance(data, list):
+        return [_transformed(workflow, convert_data(data[columns], cpu=not (HAS_GPU and cudf)))]
+    partitions = dataset.to_ddf(columns=columns).partitions
+    return [_transformed(workflow, part.compute(scheduler="synchronous")) for part in partitions]
+
+
+def _transformed(workflow: nvt.Workflow, frame: Any) -> pd.DataFrame:
     from merlin.dag.executors import LocalExecutor
 
-    dataset = _dataset(data)
-    if not workflow.graph.output_schema:
-        workflow.graph.construct_schema(dataset.schema)
-    results = []
-    for part in dataset.to_ddf(columns=workflow._input_columns()).partitions:
-        frame = _with_values(part.compute(scheduler="synchronous"))
-        encoded = LocalExecutor().transform(frame, workflow.output_node, workflow.output_dtypes)
-        results.append(_to_pandas(encoded[:-1]))
-    return results
+    encoded = LocalExecutor().transform(
+        _with_values(frame), workflow.output_node, workflow.output_dtypes
+    )
+    return _to_pandas(encoded[:-1])
 
 
 def _with_values(frame: Any) -> Any:
