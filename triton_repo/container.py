@@ -139,7 +139,8 @@ class _Layout:
         python[PAGE_STAGE] = page[PAGE_STAGE]  # its config comes with its files
         steps = _steps(python, graphs, CANDIDATES, ANSWER)
         self._ensemble(ENSEMBLE, ModelIO(inputs, outputs), steps)
-        self._ensemble(PAGE, page[PAGE], _steps(python, graphs, PAGE_CANDIDATES, PAGE_STAGE))
+        whole = ModelIO(page[PAGE].inputs, page[PAGE_STAGE].outputs)  # without the times of stages
+        self._ensemble(PAGE, whole, _steps(python, graphs, PAGE_CANDIDATES, PAGE_STAGE))
         self.schema = ModelIO(inputs, outputs).schema(batch)
 
     def _graphs(self, widths: tuple[int, ...]) -> dict[str, GraphModel]:

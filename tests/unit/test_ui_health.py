@@ -135,7 +135,7 @@ def test_each_rule_counts_what_it_took(tmp_path: Path) -> None:
     made.trending[:] = 0
     stage = made.stage(tmp_path)
     viewer = stage.rules.viewer(1, NOW, "DE", None)
-    past = stage.history.past(1, 1, np.zeros(0, np.int32), 0)
+    past = stage.history.past(1, 1, np.zeros(0, np.int32), np.zeros(0, np.float32), 0)
     record = {"explained": {"retrieved_row": list(range(11))}}  # 0 is padding
     shelf: Any = SimpleNamespace(page=stage, settings=stage.settings)
     found = rules_removed(record, None, shelf, viewer, past, np.array([8], np.int32))
