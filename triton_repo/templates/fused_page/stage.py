@@ -36,11 +36,6 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
         super().__init__(folder, state)
         self.page = self.stage("page_stage")
         self.retrieval.num_candidates = self.page.settings["num_fetched"]
-        [self.session] = (
-            slice(part["at"], part["at"] + part["length"])
-            for part in self.query_tower.layout
-            if part["name"] == "session_history"
-        )
 
     def check(self, inputs, sizes):
         """Reasons to refuse requests, by position: cursors that are none."""
@@ -48,7 +43,7 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
 
     def run_step(self, step, known):
         if step == "query_tower":
-            return self.with_session_size(self.query_tower.run(known))
+            return self.query_tower.with_session_size(self.query_tower.run(known))
         if step == "retrieval":
             found = self.retrieval.run(self.page.without_shown(known))
             return found | {"retrieved_row": found["candidate_row"]}
@@ -57,12 +52,6 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
         if step == "ranker":
             return {"ranker_score": self.scores(known)}
         return super().run_step(step, known)
-
-    def with_session_size(self, answer):
-        """And how many watches the open session has, which the tower has as a list."""
-        session = answer["query_index"][:, self.session]
-        size = np.count_nonzero(session, axis=1).astype(np.int32)
-        return answer | {"session_size": size[:, None]}
 
     def scores(self, known):
         """What candidates are ranked by; float32 [n, candidates]."""

@@ -116,13 +116,22 @@ class Stage:
     # --- after the ranker ------------------------------------------------------------------------
     def check(self, inputs, sizes):
         """Reasons to refuse requests, by position: rows that do not exist, a foreign cursor."""
+        return self.refused(inputs, sizes, self.problem, self._blank)
+
+    def refused(self, inputs, sizes, problem, blank):
+        """The first problem of each request that has one, by position; `blank` makes it harmless.
+
+        Args:
+            problem: what is wrong with a row of the inputs, or None.
+            blank: takes the inputs and a request's rows.
+        """
         refused, start = {}, 0
         for position, size in enumerate(sizes):
-            problems = (self.problem(inputs, row) for row in range(start, start + size))
-            problem = next((one for one in problems if one), None)
-            if problem:
-                refused[position] = problem
-                self._blank(inputs, slice(start, start + size))
+            problems = (problem(inputs, row) for row in range(start, start + size))
+            found = next((one for one in problems if one), None)
+            if found:
+                refused[position] = found
+                blank(inputs, slice(start, start + size))
             start += size
         return refused
 
@@ -142,15 +151,10 @@ class Stage:
         """Of `check` the part about cursors, before there are candidates."""
         if inputs.get("cursor") is None:
             return {}
-        refused, start = {}, 0
-        for position, size in enumerate(sizes):
-            problems = map(self.cursor_problem, [inputs] * size, range(start, start + size))
-            problem = next((one for one in problems if one), None)
-            if problem:
-                refused[position] = problem
-                inputs["cursor"][start : start + size] = b""
-            start += size
-        return refused
+        return self.refused(inputs, sizes, self.cursor_problem, self._blank_cursor)
+
+    def _blank_cursor(self, inputs, rows):
+        inputs["cursor"][rows] = b""
 
     def cursor_problem(self, inputs, i):
         """What is wrong with a request's cursor, or None."""

@@ -65,6 +65,11 @@ class Stage:
         self.width = sum(part["length"] for part in self.layout)
         users = [part for part in self.layout if part["from"] == "user"]
         self.user_at, self.user_column = positions(users, "at"), positions(users, "column")
+        [self.session_part] = (
+            slice(part["at"], part["at"] + part["length"])
+            for part in self.layout
+            if part["name"] == "session_history"
+        )
         self.keep = self.settings["longest_history"]
         graded = any(part["name"] == "long_history_label" for part in self.layout)
         self.histories = past.Histories(folder, self.keep, graded)
@@ -115,6 +120,11 @@ class Stage:
             "request_time": moment[:, None],
             "query_status": self.status(row, pasts, is_current)[:, None],
         }
+
+    def with_session_size(self, answer):
+        """For pages: also how many watches the open session has, which the tower has as a list."""
+        size = np.count_nonzero(answer["query_index"][:, self.session_part], axis=1)
+        return answer | {"session_size": size.astype(np.int32)[:, None]}
 
     def finish(self, answer):
         return answer

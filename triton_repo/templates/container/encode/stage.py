@@ -6,8 +6,6 @@ Files: those of the query tower but its graph, in the folder query_tower.
 import importlib.util
 from pathlib import Path
 
-import numpy as np
-
 HERE = Path(__file__).resolve().parent
 
 
@@ -26,14 +24,6 @@ class Stage(load(HERE / "query_tower" / "stage.py").Stage):  # type: ignore[misc
 
     def __init__(self, folder):
         super().__init__(folder / "query_tower")
-        [self.session_part] = (
-            slice(part["at"], part["at"] + part["length"])
-            for part in self.layout
-            if part["name"] == "session_history"
-        )
 
     def run(self, inputs):
-        answer = self.features(inputs)
-        session = answer["query_index"][:, self.session_part]
-        size = np.count_nonzero(session, axis=1).astype(np.int32)
-        return answer | {"session_size": size[:, None]}
+        return self.with_session_size(self.features(inputs))
