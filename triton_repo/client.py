@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from types import TracebackType
@@ -15,19 +13,17 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from triton_repo.access import NOBODY, Credentials, connect
+from triton_repo.client_errors import serving_error
 from triton_repo.page_answer import OUTPUTS, Page, page_of
 from triton_repo.page_tensors import PAGE_TIMINGS
+from triton_repo.request_array import request_array
 from triton_repo.tensors import TIMINGS
-from workflow.errors import ServingError, StateUnavailableError
+from workflow.errors import ServingError
 
 MODEL, EVENTS, PAGE = "marquee", "events", "page"
 _REQUEST_INPUTS = ("user_id", "top_k", "time")  # every other input is a context column
 _PAGE_INPUTS = ("user_id", "time", "cursor", "want_record")
 _ANSWER = ("video_id", "score", "status")
-_INTEGERS: dict[str, np.dtype[np.signedinteger[Any]]] = {
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-}
 
 
 def front_model(name: str | None) -> str:
@@ -304,61 +300,13 @@ class Client:
         known = self.inputs(model).get(name)
         if known is None:
             raise ServingError(f"the server's model {model} has no input {name}", found=self.url)
-        array = _array(name, value, known.datatype)
+        array = request_array(name, value, known.datatype)
         tensor = grpc.InferInput(name, [1, 1], known.datatype)
         tensor.set_data_from_numpy(array)
         return tensor
 
     def _error(self, error: InferenceServerException, model: str) -> ServingError:
-        status, message = str(error.status()), _one_line(error.message())
-        _, is_state, reason = message.partition("the online state is unavailable: ")
-        if is_state:
-            return StateUnavailableError(
-                "the online state is unavailable", found=reason, next_step="send it again"
-            )
-        for sign, meaning, next_step in _REFUSALS:
-            if sign in message.lower():
-                what = meaning.format(f"the Triton server at {self.url}")
-                return ServingError(what, found=message, next_step=next_step)
-        if "UNAVAILABLE" in status:
-            what = f"no Triton server answers at {self.url}"
-            return ServingError(what, next_step="marquee serve --run RUN")
-        if "DEADLINE_EXCEEDED" in status:
-            what = f"the Triton server at {self.url} did not answer within {self.timeout_s:g} s"
-            return ServingError(what, next_step="try again, or see the server's log")
-        if "unknown model" in message:
-            return ServingError(
-                f"the Triton server at {self.url} does not serve the model {model}",
-                next_step="marquee serve --run RUN",
-            )
-        return ServingError("the Triton server refused the request", found=message)
-
-
-# Part of Triton's message -> what is wrong, what to do. Most of them are "unavailable" to gRPC.
-_REFUSALS = (
-    ("protocol is restricted", "{} wants another key", "ask whoever runs it for the API key"),
-    ("the server is overloaded", "{} is overloaded", "try again later"),
-    ("is not healthy", "a stage of {} died and is being restarted", "try again in a second"),
-)
-
-
-def _array(name: str, value: str | float, datatype: str) -> npt.NDArray[Any]:
-    """`value` as [1, 1] of the dtype that the server wants."""
-    if datatype == "BYTES":
-        return np.array([[str(value).encode()]], dtype=np.object_)
-    if datatype == "FP32":
-        return np.array([[value]], np.float32)
-    dtype = _INTEGERS[datatype]
-    limits = np.iinfo(dtype)
-    number: int | None = None
-    with suppress(ValueError):
-        number = int(value)
-    if number is None or not limits.min <= number <= limits.max:
-        raise ServingError(
-            f"{name} {value!r} is not a number that the server takes",
-            expected=f"{dtype.name}, {limits.min} to {limits.max}",
-        )
-    return np.array([[number]], dtype=dtype)
+        return serving_error(error, model, self.url, self.timeout_s)
 
 
 def _recommendation(answer: Any) -> Recommendation:
@@ -379,8 +327,3 @@ def _stage_us(answer: Any) -> dict[str, int] | None:
 
 def _user_events(answer: Any) -> UserEvents:
     return UserEvents(*(int(answer.as_numpy(name)[0, 0]) for name in UserEvents._fields))
-
-
-def _one_line(message: str) -> str:
-    message = re.sub(r"\[request id: \S+\] ", "", message.partition(" NOTE: ")[0])
-    return re.sub(r"^in ensemble '\w+', ", "", " ".join(message.split()))

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from workflow import toml
 from workflow.errors import ConfigError
+from workflow.overrides import overridden
 from workflow.schema import first_problem
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
@@ -289,25 +289,14 @@ def load_config(
     Raises:
         ConfigError: an unknown dataset, key or value, or a file that is not TOML.
     """
-    values: dict[str, Any] = {"dataset": dataset}
     builtin = CONFIG_FOLDER / f"{dataset}.toml"
-    if builtin.exists():
-        _merge(values, _read(builtin))
-    if file is not None:
-        _merge(values, _read(file))
-    for override in overrides or []:
-        _merge(values, _parse_override(override))
-    return parse_config(values)
+    values = overridden({"dataset": dataset}, builtin if builtin.exists() else None, [])
+    return parse_config(overridden(values, file, overrides or []))
 
 
 def changed_config(config: Config, file: Path | None, overrides: list[str] | None) -> Config:
     """`config` with the values of `file` and the overrides on top."""
-    values = config.model_dump(mode="json")
-    if file is not None:
-        _merge(values, _read(file))
-    for override in overrides or []:
-        _merge(values, _parse_override(override))
-    return parse_config(values)
+    return parse_config(overridden(config.model_dump(mode="json"), file, overrides or []))
 
 
 def parse_config(values: dict[str, Any]) -> Config:
@@ -320,38 +309,3 @@ def parse_config(values: dict[str, Any]) -> Config:
             found=repr(error.errors()[0]["input"])[:100],
             next_step="correct the option, --set or the --config file",
         ) from error
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return toml.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no configuration file {file}") from None
-    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {file} is not TOML", found=str(error)) from error
-
-
-def _parse_override(override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(
-            f"override {override!r}",
-            expected="section.key=value",
-            next_step="see marquee run --help",
-        )
-    try:
-        value = toml.loads(f"value = {text}")["value"]
-    except toml.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string
-    for part in reversed(key.strip().split(".")):
-        value = {part: value}
-    assert isinstance(value, dict)
-    return value
-
-
-def _merge(base: dict[str, Any], extra: dict[str, Any]) -> None:
-    for key, value in extra.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
-        else:
-            base[key] = value

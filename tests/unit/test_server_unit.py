@@ -16,9 +16,10 @@ import pytest
 
 from triton_repo import embedded, perf_analyzer, process
 from triton_repo.bench import bench
-from triton_repo.client import Client, Input, Status, _array
+from triton_repo.client import Client, Input, Status
 from triton_repo.ports import check_ports, free_ports
 from triton_repo.process import TritonServer, http_ready, tree_cpu_seconds
+from triton_repo.request_array import request_array
 from triton_repo.server import find_server
 from triton_repo.triton_log import log_error
 from workflow.errors import ConfigError, MissingArtifactError, ServingError
@@ -213,7 +214,7 @@ def test_nothing_listens() -> None:
 def test_values_become_the_dtype_that_the_server_wants(
     value: Any, datatype: str, expected: Any
 ) -> None:
-    array = _array("user_id", value, datatype)
+    array = request_array("user_id", value, datatype)
     assert array.shape == (1, 1)
     assert array[0, 0] == expected
 
@@ -223,7 +224,7 @@ def test_values_become_the_dtype_that_the_server_wants(
 )
 def test_values_that_are_no_such_number(value: Any, datatype: str) -> None:
     with pytest.raises(ServingError, match="not a number that the server takes"):
-        _array("user_id", value, datatype)
+        request_array("user_id", value, datatype)
 
 
 def test_nobody_answers() -> None:
