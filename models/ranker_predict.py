@@ -13,6 +13,7 @@ import tensorflow as tf
 from models.dlrm import Outputs, Ranker
 from models.inputs import FeatureTables, Tensors, sample_columns
 from models.scoring import TERMS
+from models.tracing import any_length
 from models.windows import WindowBatches
 from workflow.features.encoded import FeatureStore
 from workflow.features.state import VideoState
@@ -33,10 +34,8 @@ class Predictor:
 
     def __init__(self, model: Ranker, tables: FeatureTables, store: FeatureStore) -> None:
         self.model, self.tables, self.store = model, tables, store
-        self._on_events = tf.function(
-            lambda batch: vars(model(*tables.ranker_windows(batch))), reduce_retracing=True
-        )
-        self._on_lists = tf.function(self._score_lists, reduce_retracing=True)
+        self._on_events = any_length(lambda batch: vars(model(*tables.ranker_windows(batch))))
+        self._on_lists = any_length(self._score_lists)
 
     def _score_lists(self, samples: Tensors, rows: Any, numbers: Tensors) -> Tensors:
         query = self.tables.ranker_requests(samples)

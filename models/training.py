@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from models.averaging import WeightAverage
 from models.inputs import FeatureTables
+from models.tracing import any_length
 from workflow.config import Config
 from workflow.console import Report
 from workflow.errors import MissingArtifactError, TrainingError
@@ -172,7 +173,9 @@ def gradient_step(
 ) -> Callable[[Any], Any]:
     """A compiled function: batch -> loss, after one optimizer step."""
 
-    @tf.function(reduce_retracing=True)
+    optimizer.build(model.trainable_variables)  # else the step is traced once more, to make them
+
+    @any_length
     def step(batch: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = loss_of(batch)
