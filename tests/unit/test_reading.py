@@ -7,11 +7,13 @@ import gzip
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from workflow.data.reading import TableFiles, read_chunks
+from workflow.data.times import iso_times, iso_times_by_pattern
 from workflow.errors import ContractError, DataError, MarqueeError
 from workflow.schema import Column, Table
 
@@ -149,6 +151,21 @@ def test_iso_times(tmp_path: Path) -> None:
     (tmp_path / "e.csv").write_text("t\n2021-03-04\nyesterday\n")
     with pytest.raises(DataError, match="row 2, column t: 'yesterday' is not a time"):
         read(tmp_path, table)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2021-03-04T05:06:07", "2021-03-04 05:06:07.25", "2021-03-04T05:06:07.123456Z",
+        "2021-03-04T05:06+01:00", "2021-03-04T05:06:07-0330", "2021-03-04T05+01", "2021-03-04",
+        "2021-03", "20210304", "20210304T050607Z",
+        "yesterday", "March 4, 2021", "04/03/2021", "2021-13-04", "2021-03-04T25:00", "", "x2021",
+        "2021-03-04T05:06:07 and more", "12:30", None,
+    ],
+)  # fmt: skip
+def test_old_pandas_reads_the_same_times(text: str | None) -> None:
+    texts = pd.Series([text], dtype=object)
+    pd.testing.assert_series_equal(iso_times_by_pattern(texts), iso_times(texts), check_dtype=False)
 
 
 def test_parquet_types_that_mean_the_same(tmp_path: Path) -> None:

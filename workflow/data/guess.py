@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from workflow.data.sniff import Sample
-from workflow.data.times import plausible_unit
+from workflow.data.times import iso_times, plausible_unit
 from workflow.data.values import NULL_WORDS
 from workflow.roles import FIXED_NAME_ROLES, RESERVED_NAMES
 
@@ -128,8 +128,7 @@ class ColumnView:
             return units.pop() if len(units) == 1 else None
         if self.dtype == "string" and not self.is_list and len(self.series):
             head = self.series.head(1_000).astype(str)
-            parsed = pd.to_datetime(head, utc=True, format="ISO8601", errors="coerce")
-            return "iso" if parsed.notna().all() else None
+            return "iso" if iso_times(head).notna().all() else None
         return None
 
     def not_numbers(self) -> list[str]:

@@ -21,6 +21,10 @@ EARLIEST_EVENT_S = 631_152_000  # 1990-01-01
 EARLIEST_PUBLISH_S = -2_840_140_800  # 1880-01-01: a catalogue may hold old films
 LATEST_WINDOW_S = 253_402_300_799  # the end of 9999: some catalogues write so for "for ever"
 _WINDOW_ROLES = ("available_from", "available_until")
+_ISO = (
+    r"\d{4}(-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d([.]\d+)?)?)?( ?(Z|[+-]\d\d(:?\d\d)?))?)?)?)?"
+    r"|\d{8}([T ]\d{2}(\d\d(\d\d([.]\d+)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?"
+)
 
 
 def to_microseconds(array: pa.Array, column: Column, place: Place) -> pa.Array:
@@ -53,13 +57,26 @@ def to_microseconds(array: pa.Array, column: Column, place: Place) -> pa.Array:
     return _checked(array, UNITS_PER_SECOND[unit], column, place, unit)
 
 
+def iso_times(text: pd.Series[str]) -> pd.Series[Any]:
+    """UTC times of ISO 8601 texts; NaT where there is none."""
+    if int(pd.__version__.partition(".")[0]) < 2:
+        return iso_times_by_pattern(text)
+    return pd.to_datetime(text, utc=True, format="ISO8601", errors="coerce")
+
+
+def iso_times_by_pattern(text: pd.Series[str]) -> pd.Series[Any]:
+    """The same on pandas 1.5 (the Merlin container's), which takes other forms for times too."""
+    is_iso = text.astype("string").str.fullmatch(_ISO).fillna(False).astype(bool)
+    return pd.to_datetime(text.where(is_iso), utc=True, errors="coerce")
+
+
 def _parse_iso(array: pa.Array, column: Column, place: Place) -> pa.Array:
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), pa.int64())
     if not pa.types.is_string(array.type):
         raise wrong_type(column, str(array.type), place)
     text = array.to_pandas()
-    parsed = pd.to_datetime(text, utc=True, format="ISO8601", errors="coerce")
+    parsed = iso_times(text)
     missing = text.isna().to_numpy() | (text == "").to_numpy()
     bad = parsed.isna().to_numpy() & ~missing
     if bad.any():
