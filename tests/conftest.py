@@ -13,6 +13,8 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+pytest_plugins = ["tests.runs"]  # after the variables: it imports what reads them
+
 
 class NoSkips:
     """In CI a skipped test fails the session: it would hide what was not tested."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import stat
 import subprocess
 import urllib.error
@@ -20,10 +19,10 @@ import pytest
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from tests.servers import serving
 from triton_repo.access import Credentials, connect
 from triton_repo.bench import bench
 from triton_repo.client import Client
-from triton_repo.ports import free_ports
 from triton_repo.server import running_server
 from workflow.errors import ServingError
 from workflow.run import Run
@@ -74,21 +73,10 @@ def secured(
     cert, key = _certificate(folder, "localhost")
     key_file = folder / "api-key"
     key_file.write_text(API_KEY + "\n")
-    names = ("--grpc-port", "--http-port", "--metrics-port")
-    ports = [word for pair in zip(names, map(str, free_ports(3)), strict=True) for word in pair]
-    process = marquee.start(
-        "serve", "--run", run, "--json", "--host", "0.0.0.0", *ports,
-        "--tls-cert", cert, "--tls-key", key, "--api-key-file", key_file,
-    )  # fmt: skip
-    try:
-        line = process.stdout.readline()
-        assert line, process.communicate()[1]
-        yield {**json.loads(line), "printed": line, "run": run, "folder": folder}
-    finally:
-        process.send_signal(signal.SIGINT)
-        result = marquee.finish(process, 60)
-    assert result.status == 0, result.err
-    assert "Warning" not in result.err
+    words = ("--run", run, "--host", "0.0.0.0", "--tls-cert", cert, "--tls-key", key)
+    with serving(marquee, *words, "--api-key-file", key_file) as server:
+        yield {**server.endpoint, "printed": server.line, "run": run, "folder": folder}
+    assert server.ended is not None and "Warning" not in server.ended.err
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ answer made by stages of two bundles is the answer of neither.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -25,13 +24,13 @@ import psutil
 import pytest
 
 from tests.bundles import Mixtures, reseal, variant
+from tests.servers import serving
 from triton_repo.bundle import read_bundle
 from triton_repo.client import Client
 from triton_repo.control import ModelControl
 from triton_repo.deploy import deploy, rollback
 from triton_repo.deployment import Deployment, Pointer
 from triton_repo.page_tensors import FUSED_PAGE, PAGE, PAGE_STAGE
-from triton_repo.ports import free_ports
 from triton_repo.server import running_process
 from triton_repo.tensors import ENSEMBLE, EVENTS, FUSED, STAGES
 from workflow.console import Output
@@ -82,18 +81,12 @@ def bundles(sim_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
 
 
 @contextmanager
-def served(marquee: Any, place: Deployment) -> Iterator[tuple[Any, dict[str, Any]]]:
+def served(
+    marquee: Any, place: Deployment, killed: bool = False
+) -> Iterator[tuple[Any, dict[str, Any]]]:
     """`marquee serve --deployment`; yields the process and what it printed when ready."""
-    names = ("--grpc-port", "--http-port", "--metrics-port")
-    ports = [word for pair in zip(names, map(str, free_ports(3)), strict=True) for word in pair]
-    process = marquee.start("serve", "--deployment", place.root, "--json", *ports)
-    try:
-        line = process.stdout.readline()
-        assert line, process.communicate()[1]
-        yield process, json.loads(line)
-    finally:
-        process.send_signal(signal.SIGINT)
-        marquee.finish(process, 60)
+    with serving(marquee, "--deployment", place.root, killed=killed) as server:
+        yield server.process, server.endpoint
 
 
 @pytest.fixture
@@ -448,7 +441,7 @@ def test_kill_9_of_the_deploying_process(
 def test_kill_9_of_the_server_during_a_deploy(
     marquee: Any, bundles: Bundles, place: Deployment, point: str
 ) -> None:
-    with served(marquee, place) as (process, endpoint):
+    with served(marquee, place, killed=True) as (process, endpoint):
         done = deploy_and_kill(place, bundles.runs[2], point, victim=endpoint["pid"])
         assert done.returncode == 7, done.stderr
         assert process.wait(timeout=60) != 0  # `marquee serve` says that its server died
@@ -465,7 +458,7 @@ def test_a_server_that_dies_while_loading(
     marquee: Any, bundles: Bundles, place: Deployment
 ) -> None:
     """The deploying process says so, and the pointer stays."""
-    with served(marquee, place) as (process, endpoint), ThreadPoolExecutor(1) as pool:
+    with served(marquee, place, killed=True) as (process, endpoint), ThreadPoolExecutor(1) as pool:
         future = pool.submit(deploy, place, bundles.runs[2], None, OUTPUT)
         deadline = time.monotonic() + 60
         while not (place.repository / "marquee_2").exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -18,8 +17,8 @@ import pytest
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from tests.servers import serving
 from triton_repo.client import Client
-from triton_repo.ports import free_ports
 from triton_repo.tensors import FUSED, STAGES
 from workflow.errors import ServingError
 
@@ -91,20 +90,12 @@ def served(marquee: Any, sim_run: Any, tmp_path_factory: pytest.TempPathFactory)
     """`marquee serve` of a run of its own; it must end well."""
     run = tmp_path_factory.mktemp("killed") / "run"
     shutil.copytree(sim_run.folder, run, ignore=shutil.ignore_patterns("logs"))
-    names = ("--grpc-port", "--http-port", "--metrics-port")
-    ports = [word for pair in zip(names, map(str, free_ports(3)), strict=True) for word in pair]
-    process = marquee.start("serve", "--run", run, "--json", *ports)
-    try:
-        line = process.stdout.readline()
-        assert line, process.communicate()[1]
-        yield json.loads(line)
+    with serving(marquee, "--run", run) as server:
+        yield server.endpoint
         time.sleep(1)  # the last warning comes when the load has returned
-    finally:
-        process.send_signal(signal.SIGINT)
-        result = marquee.finish(process, 60)
-    assert result.status == 0, result.err
+    assert server.ended is not None
     for stage in (FUSED, *STAGES):
-        assert f"the process of {stage} died; it was loaded again" in result.err
+        assert f"the process of {stage} died; it was loaded again" in server.ended.err
 
 
 def test_the_killed_step_of_the_ensemble_comes_back(served: dict[str, Any], sim_run: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from nbclient import NotebookClient
 
+from tests.runs import Made
 from workflow.config import load_config
 from workflow.console import Output
 from workflow.data.movielens import load_movielens
@@ -31,7 +33,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MOVIELENS = ROOT.parent / "shared" / "data" / "ml-1m"
 SHORT = ["retriever.max_epochs=1", "ranker.max_epochs=1",
          "retriever.refit=false", "ranker.refit=false"]  # fmt: skip
-TINY_SIM = ["sim.num_users=2000", "sim.num_videos=500", "sim.num_events=40000"]
 # What a notebook must have found out, on any data.
 FINDINGS = {
     "01_features": ["0 values differ", "\n0 of "],
@@ -54,10 +55,10 @@ MACHINE_PATH = re.compile(
 
 # --- runs ----------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def sim_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sim_folder(sim_run: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy that nobody serves, without what other tests told of watches."""
     folder = tmp_path_factory.mktemp("notebooks") / "sim"
-    config = load_config("sim", overrides=[*TINY_SIM, *SHORT])
-    run_all(Job(Run(folder), config), Output(as_json=True))
+    shutil.copytree(sim_run.folder, folder, ignore=shutil.ignore_patterns("logs", "state"))
     return folder
 
 
@@ -132,8 +133,8 @@ def execute(path: Path, run: Path, folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def on_sim(sim_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Executed:
-    return execute_all(sim_run, tmp_path_factory.mktemp("jupyter"))
+def on_sim(sim_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Executed:
+    return execute_all(sim_folder, tmp_path_factory.mktemp("jupyter"))
 
 
 @pytest.fixture(scope="module")

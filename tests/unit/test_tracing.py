@@ -45,7 +45,9 @@ def test_several_arguments_and_scalars() -> None:
         assert answer.tolist() == [[2.0] * 4] * length
 
 
-@pytest.mark.parametrize("learning_rate", [0.1, tf.keras.optimizers.schedules.CosineDecay(0.1, 200)])
+@pytest.mark.parametrize(
+    "learning_rate", [0.1, tf.keras.optimizers.schedules.CosineDecay(0.1, 200)]
+)
 def test_a_gradient_step_is_traced_once_and_learns(learning_rate: Any) -> None:
     model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
     model.build([None, 2])
