@@ -1,6 +1,7 @@
 #!/bin/sh
 # Find a Python 3.11 that can run Marquee and let install.py make .venv with it.
-# Usage: [PYTHON=/path/to/python3.11] sh requirements/install.sh [--dev]
+# Usage: [PYTHON=/path/to/python3.11] sh requirements/install.sh [--dev|--find]
+# --find only prints that Python.
 # PYTHON_VERSION=3.10 looks for that one, which the Merlin container's versions need. What pyenv
 # built is found too where another version is its global one.
 here=$(dirname "$0")
@@ -13,6 +14,7 @@ for python in ${PYTHON:-python$version /usr/bin/python$version python3 python $p
     command -v "$python" >/dev/null 2>&1 || continue
     "$python" -c "$is_it" >/dev/null 2>&1 || continue
     if found=$("$python" "$here/check_system.py"); then
+        [ "${1:-}" != --find ] || exec echo "$python"
         exec "$python" "$here/install.py" "$@"
     fi
     problem=${problem:-$found}
