@@ -137,9 +137,10 @@ class _Builder:
             samples = build_samples(events, part, self.contract, self.config, self.known)
             part = samples.pop("part").to_numpy()
             for value, name in enumerate(NAMES):
-                chosen = samples[part == value]
-                if len(chosen):
-                    write_raw(chosen, self.folder / "raw" / name / f"part-{number:05d}.parquet")
+                rows = np.flatnonzero(part == value)
+                if len(rows):
+                    path = self.folder / "raw" / name / f"part-{number:05d}.parquet"
+                    write_raw(samples, rows, path)
 
     def _raw(self, *parts: str) -> list[Path]:
         return [p for part in parts for p in sorted((self.folder / "raw" / part).glob("*.parquet"))]

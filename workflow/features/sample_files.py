@@ -1,4 +1,7 @@
-"""Sample files: raw ones, and their encoding by the events workflow, a file at a time."""
+"""Sample files: raw ones, and their encoding by the fitted events workflow, a file at a time.
+
+On a GPU NVTabular encodes; on a CPU the compiled workflow does, the same arithmetic as in serving.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from workflow.config import FeatureConfig
 from workflow.features import tables
 from workflow.features.cluster import current_client
-from workflow.features.fitted import restore_workflow
+from workflow.features.compiled import indices, numbers
+from workflow.features.fitted import CompiledTable, restore_workflow
 from workflow.features.samples import POINTERS
-from workflow.frames import read_frame
 from workflow.schema import Contract
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def write_raw(samples: pd.DataFrame, path: Path) -> None:
-    """Write raw samples, which are read twice and then removed: quickly rather than small."""
-    samples.to_parquet(path, index=False, compression="lz4", use_dictionary=False)
+def write_raw(samples: pd.DataFrame, rows: npt.NDArray[np.int64], path: Path) -> None:
+    """Write some raw samples, which are read twice and then removed: quickly rather than small."""
+    columns = {
+        name: pa.array(samples[name].to_numpy()[rows], from_pandas=True) for name in samples
+    }
+    pq.write_table(
+        pa.table(columns), path, row_group_size=len(rows), compression="none",
+        use_dictionary=False, write_statistics=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,21 +63,37 @@ class SampleEncoder:
 
     def encode_file(self, path: Path, target: Path) -> int:
         """Write one file; returns its rows."""
-        raw = read_frame(path)
-        workflow = restore_workflow(self.contract, self.config, "events", self.folder)
-        (encoded,) = tables.transform(workflow, raw)
-        temporary = path.with_suffix(f".tmp-{os.getpid()}")
-        self._sample_frame(raw, encoded).to_parquet(temporary, index=False)
-        temporary.replace(target)
-        return len(raw)
-
-    def _sample_frame(self, raw: pd.DataFrame, encoded: pd.DataFrame) -> pd.DataFrame:
-        result = raw[[*POINTERS, "watched", "label"]].copy()
-        for name in encoded.columns:
-            column = encoded[name].to_numpy()
-            result[name] = column.astype(np.float32 if column.dtype.kind == "f" else np.int32)
+        raw = pq.read_table(path)
+        columns = {name: raw[name] for name in (*POINTERS, "watched", "label")}
+        columns |= self.by_nvtabular(raw) if tables.on_gpu() else self.by_compiled(raw)
         if self.contract.has_propensity:
-            result["propensity"] = raw["propensity"].to_numpy(np.float32)
+            columns["propensity"] = raw["propensity"]
         if self.contract.has_watch_time:
-            result["log_watch"] = np.log1p(raw["watch_s"].to_numpy(np.float32))
-        return result
+            log_watch = np.log1p(raw["watch_s"].to_numpy())
+            columns["log_watch"] = pa.array(log_watch, from_pandas=True)
+        temporary = path.with_suffix(f".tmp-{os.getpid()}")
+        pq.write_table(pa.table(columns), temporary, use_dictionary=self._repeated())
+        temporary.replace(target)
+        return raw.num_rows
+
+    def by_compiled(self, raw: pa.Table) -> dict[str, pa.Array]:
+        """The encoded columns, as NVTabular would encode them, bit for bit."""
+        compiled = CompiledTable.load(self.folder)
+        context, counted, rates = tables.event_columns(self.contract)
+        result = {n: indices(raw[n].combine_chunks(), compiled[n]) for n in context}
+        result |= {n: numbers(raw[n].combine_chunks(), compiled[n]) for n in counted + rates}
+        return {name: pa.array(values, from_pandas=True) for name, values in result.items()}
+
+    def by_nvtabular(self, raw: pa.Table) -> dict[str, pa.Array]:
+        """The encoded columns by the restored workflow, on whatever NVTabular computes with."""
+        workflow = restore_workflow(self.contract, self.config, "events", self.folder)
+        (encoded,) = tables.transform(workflow, raw.to_pandas())
+        context = tables.event_columns(self.contract)[0]
+        return {
+            name: pa.array(column.astype(np.int32 if name in context else np.float32))
+            for name, column in encoded.items()
+        }
+
+    def _repeated(self) -> list[str]:
+        """Columns of few values, which a dictionary makes smaller."""
+        return ["user_row", "video_row", "watched", "label", *tables.event_columns(self.contract)[0]]
