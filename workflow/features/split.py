@@ -52,9 +52,19 @@ def _counts(parts: Iterable[Int64]) -> Counter[int]:
     """How often each value comes."""
     total: Counter[int] = Counter()
     for part in parts:
-        values, counts = np.unique(part, return_counts=True)
+        values, counts = _distinct(part)
         total.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     return total
+
+
+def _distinct(values: Int64) -> tuple[Int64, Int64]:
+    """Distinct values, ascending, and how often each comes; without sorting where they lie close."""
+    first, last = int(values.min(initial=0)), int(values.max(initial=0))
+    if last - first > len(values):
+        return np.unique(values, return_counts=True)
+    counts = np.bincount(values - first)
+    at = np.flatnonzero(counts)
+    return at + first, counts[at]
 
 
 def _at_rank(counts: dict[int, int], rank: int) -> tuple[int, int]:
