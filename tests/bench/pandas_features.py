@@ -121,10 +121,14 @@ def _video_state(
 
 def _local_time(events: pd.DataFrame, users: pd.DataFrame) -> None:
     """Hour and weekday on the clock of the user's country."""
-    offset = users["country"].map(UTC_OFFSETS).fillna(0).to_numpy(np.float64) * 3600
-    local = events["timestamp"] + offset.astype(np.int64)[events["user_row"].to_numpy() - 1]
+    offset = _utc_offset_s(users).to_numpy()
+    local = events["timestamp"] + offset[events["user_row"].to_numpy() - 1]
     events["hour"] = local % DAY // 3600
     events["weekday"] = (local // DAY + 3) % 7
+
+
+def _utc_offset_s(users: pd.DataFrame) -> pd.Series[int]:
+    return (users["country"].map(UTC_OFFSETS).fillna(0) * 3600).astype(np.int32)
 
 
 def _lifts(numbers: pd.DataFrame, daily: pd.DataFrame, before: pd.Series[Any]) -> None:
@@ -237,6 +241,7 @@ def _tables(
     ):
         for name in names:
             result[f"{kind}s/{name}"] = np.r_[1, _indices(frame[name], _vocabulary(frame[name]))]
+    result["users/utc_offset_s"] = np.r_[np.int32(0), _utc_offset_s(users)]
     genres = videos["genres"].explode()
     place = genres.groupby(level=0).cumcount()
     lists = np.zeros((len(videos) + 1, place.max() + 1), np.int32)

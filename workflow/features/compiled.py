@@ -9,7 +9,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from workflow.features.fitted import CompiledColumn
-from workflow.features.spec import NULL
+from workflow.features.spec import NULL, Kind
+
+
+def encode(values: pa.Array, column: CompiledColumn, kind: Kind, length: int) -> npt.NDArray[Any]:
+    """One feature by its kind: `numbers`, `indices`, or `padded_lists` of `length`."""
+    if kind == "continuous":
+        return numbers(values, column)
+    if kind == "categorical":
+        return indices(values, column)
+    return padded_lists(values, column, length)
 
 
 def indices(values: pa.Array, column: CompiledColumn) -> npt.NDArray[np.int32]:

@@ -141,7 +141,8 @@ class DailyCounter:
         self._parts: list[tuple[Int64, Float64, Float64]] = []
 
     def add(self, video_row: Int64, timestamp: Int64, label: Float64) -> None:
-        self._parts.append(_counted(video_row.astype(np.int64), timestamp // SECONDS_PER_DAY, label))
+        day = timestamp // SECONDS_PER_DAY
+        self._parts.append(_counted(video_row.astype(np.int64), day, label))
         while len(self._parts) > 1 and len(self._parts[-2][0]) < 2 * len(self._parts[-1][0]):
             self._merge_last(2)
 

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 def write_raw(samples: pd.DataFrame, rows: npt.NDArray[np.int64], path: Path) -> None:
     """Write some raw samples, which are read twice and then removed: quickly rather than small."""
-    columns = {
-        name: pa.array(samples[name].to_numpy()[rows], from_pandas=True) for name in samples
-    }
+    columns = {name: pa.array(samples[name].to_numpy()[rows], from_pandas=True) for name in samples}
     pq.write_table(
         pa.table(columns), path, row_group_size=len(rows), compression="none",
         use_dictionary=False, write_statistics=False,
@@ -96,4 +94,5 @@ class SampleEncoder:
 
     def _repeated(self) -> list[str]:
         """Columns of few values, which a dictionary makes smaller."""
-        return ["user_row", "video_row", "watched", "label", *tables.event_columns(self.contract)[0]]
+        context = tables.event_columns(self.contract)[0]
+        return ["user_row", "video_row", "watched", "label", *context]

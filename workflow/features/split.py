@@ -58,10 +58,10 @@ def _counts(parts: Iterable[Int64]) -> Counter[int]:
 
 
 def _distinct(values: Int64) -> tuple[Int64, Int64]:
-    """Distinct values, ascending, and how often each comes; without sorting where they lie close."""
-    first, last = int(values.min(initial=0)), int(values.max(initial=0))
-    if last - first > len(values):
+    """Distinct values, ascending, and how often each comes; not sorted where they lie close."""
+    if len(values) == 0 or np.ptp(values) > len(values):
         return np.unique(values, return_counts=True)
+    first = values.min()
     counts = np.bincount(values - first)
     at = np.flatnonzero(counts)
     return at + first, counts[at]

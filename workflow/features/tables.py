@@ -40,7 +40,7 @@ def state_columns(contract: Contract) -> dict[str, tuple[str, ...]]:
 
 
 def event_columns(contract: Contract) -> tuple[list[str], list[str], list[str]]:
-    """(context, counts and ages, rates): what the events workflow encodes, in its output's order."""
+    """(context, counts and ages, rates) that the events workflow encodes, in this order."""
     context = [column.name for column in contract.features("context")] + list(TIME_CONTEXT)
     state = [name for names in state_columns(contract).values() for name in names]
     rates = [name for name in state if name.endswith("_rate")]
@@ -233,8 +233,8 @@ def _schema(names: list[str]) -> Any:
 def _dataset(data: pd.DataFrame | list[Path], columns: list[str]) -> Any:
     """What NVTabular reads `columns` from.
 
-    On a CPU a file is read by a task of its own, once for all operators that are fitted together;
-    by its paths, every operator would read it again, and the first row group once more for its size.
+    On a CPU a file is read by a task of its own, once for all operators that are fitted together.
+    Given paths, every operator would read it again, and Dataset a row group to learn its size.
     """
     mend_cudf()
     import nvtabular as nvt
