@@ -133,6 +133,7 @@ class _Builder:
     def write_raw_samples(self) -> None:
         for name in NAMES:
             (self.folder / "raw" / name).mkdir(parents=True)
+        context = tuple(column.name for column in self.contract.features("context"))
         for number, events in enumerate(self._partitions()):
             part = split_of(events, self.config, self.cuts)
             samples = build_samples(events, part, self.contract, self.config, self.known)
@@ -141,7 +142,7 @@ class _Builder:
                 rows = np.flatnonzero(part == value)
                 if len(rows):
                     path = self.folder / "raw" / name / f"part-{number:05d}.parquet"
-                    write_raw(samples, rows, path)
+                    write_raw(samples, rows, context, path)
 
     def _raw(self, *parts: str) -> list[Path]:
         return [p for part in parts for p in sorted((self.folder / "raw" / part).glob("*.parquet"))]
