@@ -52,12 +52,12 @@ def _counts(parts: Iterable[Int64]) -> Counter[int]:
     """How often each value comes."""
     total: Counter[int] = Counter()
     for part in parts:
-        values, counts = _distinct(part)
+        values, counts = distinct(part)
         total.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     return total
 
 
-def _distinct(values: Int64) -> tuple[Int64, Int64]:
+def distinct(values: Int64) -> tuple[Int64, Int64]:
     """Distinct values, ascending, and how often each comes; not sorted where they lie close."""
     if len(values) == 0 or np.ptp(values) > len(values):
         return np.unique(values, return_counts=True)
