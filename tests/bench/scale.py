@@ -65,22 +65,22 @@ def measured(name: str, rows: int, arguments: list[str]) -> dict[str, Any]:
     """Run a process; its seconds and memory."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started, most, most_anonymous = time.perf_counter(), 0.0, 0.0
-    log = tempfile.TemporaryFile()
-    child = subprocess.Popen(
-        [sys.executable, *arguments], env=environment, cwd=ROOT, process_group=0,
-        stdout=log, stderr=log,
-    )  # fmt: skip
-    while True:
-        pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-        if pid:
-            break
-        resident, anonymous = resident_mb(child.pid)
-        most, most_anonymous = max(most, resident), max(most_anonymous, anonymous)
-        time.sleep(0.2)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        log.seek(0)
-        sys.exit(f"{log.read().decode()}\n{name} ended with status {child.returncode}")
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(
+            [sys.executable, *arguments], env=environment, cwd=ROOT, process_group=0,
+            stdout=log, stderr=log,
+        )  # fmt: skip
+        while True:
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            if pid:
+                break
+            resident, anonymous = resident_mb(child.pid)
+            most, most_anonymous = max(most, resident), max(most_anonymous, anonymous)
+            time.sleep(0.2)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            log.seek(0)
+            sys.exit(f"{log.read().decode()}\n{name} ended with status {child.returncode}")
     cpu, wall = usage.ru_utime + usage.ru_stime, time.perf_counter() - started
     most = max(most, usage.ru_maxrss / 1000)
     print(
