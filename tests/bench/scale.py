@@ -1,6 +1,6 @@
 """Time and memory against rows: simulate, validate and transform logs larger than memory.
 
-    PYTHONPATH=. .venv/bin/python tests/bench/scale.py FOLDER --rows 1000000 10000000 --train 10000000
+    PYTHONPATH=. .venv/bin/python tests/bench/scale.py FOLDER --rows 1000000 10000000
 
 FOLDER must not exist yet. Each size gets a run folder below it, which is removed afterwards unless
 --keep is given: a user for every 100 events, 100,000 videos, 60 days. Each stage is a process.
