@@ -180,13 +180,14 @@ def _check_fitted(name: str, has_value: bool) -> None:
 
 def transform(workflow: nvt.Workflow, data: pd.DataFrame | list[Path]) -> list[pd.DataFrame]:
     """The transformed frame, or the transformed partitions of Parquet files, one at a time."""
+    from merlin.core.compat import HAS_GPU, cudf
     from merlin.core.dispatch import convert_data
 
     if not workflow.graph.output_schema:  # restored
         _construct_schema(workflow, data)
     columns = workflow._input_columns()
     if not isinstance(data, list):
-        return [_transformed(workflow, convert_data(data[columns], cpu=not on_gpu()))]
+        return [_transformed(workflow, convert_data(data[columns], cpu=not (HAS_GPU and cudf)))]
     partitions = _dataset(data, columns).to_ddf().partitions
     return [_transformed(workflow, part.compute(scheduler="synchronous")) for part in partitions]
 
