@@ -56,4 +56,5 @@ def padded_lists(values: pa.Array, column: CompiledColumn, length: int) -> npt.N
 def _plain(values: pa.Array) -> npt.NDArray[Any]:
     if pa.types.is_string(values.type):
         return np.array(values.to_pylist(), str).reshape(len(values))
-    return values.to_numpy(zero_copy_only=False)
+    plain: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return plain

@@ -165,10 +165,11 @@ def _counted(row: Int64, day: Int64, label: Float64) -> tuple[Int64, Float64, Fl
     if not 0 < cells <= 4 * len(row):
         return _merged(row * STRIDE + day, np.ones(len(row)), label)
     cell = row * num_days + (day - first_day)
-    events, labels = np.bincount(cell), np.bincount(cell, label)
+    events = np.bincount(cell).astype(np.float64)
+    labels = np.bincount(cell, label).astype(np.float64, copy=False)
     at = np.flatnonzero(events)
-    key = at // num_days * STRIDE + at % num_days + first_day
-    return key, events[at].astype(np.float64), labels[at]
+    key: Int64 = at // num_days * STRIDE + at % num_days + first_day
+    return key, events[at], labels[at]
 
 
 def _merged(key: Int64, events: Float64, labels: Float64) -> tuple[Int64, Float64, Float64]:

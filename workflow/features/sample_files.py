@@ -41,7 +41,7 @@ def write_raw(
     nullable = (*NULLABLE, *context)
     columns = {
         name: pa.array(samples[name].to_numpy()[rows], from_pandas=name in nullable)
-        for name in samples
+        for name in samples.columns
     }
     whole = [name for name, values in columns.items() if pa.types.is_integer(values.type)]
     pq.write_table(
@@ -92,13 +92,15 @@ class SampleEncoder:
         temporary = path.with_suffix(f".tmp-{os.getpid()}")
         pq.write_table(_table(columns, NULLABLE[:3]), temporary, use_dictionary=self._repeated())
         temporary.replace(target)
-        return raw.num_rows
+        return len(columns["label"])
 
     def by_compiled(self, raw: pa.Table) -> dict[str, pa.Array]:
         """The encoded columns, as NVTabular would encode them, bit for bit."""
         compiled = CompiledTable.load(self.folder)
         context, counted, rates = tables.event_columns(self.contract)
-        result = {n: indices(raw[n].combine_chunks(), compiled[n]) for n in context}
+        result: dict[str, npt.NDArray[Any]] = {
+            name: indices(raw[name].combine_chunks(), compiled[name]) for name in context
+        }
         result |= {n: numbers(raw[n].combine_chunks(), compiled[n]) for n in counted + rates}
         return {name: pa.array(values) for name, values in result.items()}
 
@@ -108,8 +110,8 @@ class SampleEncoder:
         (encoded,) = tables.transform(workflow, raw.to_pandas())
         context = tables.event_columns(self.contract)[0]
         return {
-            name: pa.array(column.astype(np.int32 if name in context else np.float32))
-            for name, column in encoded.items()
+            name: pa.array(encoded[name].astype(np.int32 if name in context else np.float32))
+            for name in encoded.columns
         }
 
     def _repeated(self) -> list[str]:
