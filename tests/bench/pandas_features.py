@@ -22,6 +22,7 @@ NUMBERS = ("user_event_count", "user_label_rate", "video_event_count", "video_li
 CONTEXT = ("device", "hour", "weekday")
 SAMPLE = ["user_row", "video_row", "timestamp", "history_end", "session_start", "watched", "label"]
 PRIOR_EVENTS = 10
+UTC_OFFSETS = {"US": -6, "IN": 5.5, "BR": -3, "DE": 1, "JP": 9, "FR": 1, "MX": -6, "GB": 0}
 Seconds = dict[str, float]
 
 
@@ -40,7 +41,7 @@ def pandas_features(data: Path, folder: Path, config: Config) -> Seconds:
     watches = step("point in time", _histories, events, len(users), config)
     prior = float(events.loc[seen, "label"].mean())
     step("point in time", _user_state, events, prior)
-    events, daily = step("point in time", _video_state, events, videos, prior)
+    events, daily = step("point in time", _video_state, events, users, videos, prior)
     samples, state = step("encode", _encode, events, users, videos, daily, seen, prior)
     tables = step("encode", _tables, events, users, videos, seen)
     step("write", _write, folder, samples, watches, daily, state | tables)
@@ -99,7 +100,7 @@ def _user_state(events: pd.DataFrame, prior: float) -> None:
 
 
 def _video_state(
-    events: pd.DataFrame, videos: pd.DataFrame, prior: float
+    events: pd.DataFrame, users: pd.DataFrame, videos: pd.DataFrame, prior: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     daily = events.groupby(["video_row", "day"])["label"].agg(["size", "sum"]).reset_index()
     until = daily.groupby("video_row")[["size", "sum"]].cumsum()
@@ -114,9 +115,20 @@ def _video_state(
     events = events.merge(numbers, on=["video_row", "day"], how="left")
     published = videos["publish_time"].reindex(events["video_row"] - 1).to_numpy()
     events["video_age_days"] = np.maximum(events["timestamp"] - published, 0) / DAY
-    events["hour"] = events["timestamp"] % DAY // 3600
-    events["weekday"] = (events["day"] + 3) % 7
+    _local_time(events, users)
     return events, daily
+
+
+def _local_time(events: pd.DataFrame, users: pd.DataFrame) -> None:
+    """Hour and weekday on the clock of the user's country."""
+    offset = _utc_offset_s(users).to_numpy()
+    local = events["timestamp"] + offset[events["user_row"].to_numpy() - 1]
+    events["hour"] = local % DAY // 3600
+    events["weekday"] = (local // DAY + 3) % 7
+
+
+def _utc_offset_s(users: pd.DataFrame) -> pd.Series[int]:
+    return (users["country"].map(UTC_OFFSETS).fillna(0) * 3600).astype(np.int32)
 
 
 def _lifts(numbers: pd.DataFrame, daily: pd.DataFrame, before: pd.Series[Any]) -> None:
@@ -229,6 +241,7 @@ def _tables(
     ):
         for name in names:
             result[f"{kind}s/{name}"] = np.r_[1, _indices(frame[name], _vocabulary(frame[name]))]
+    result["users/utc_offset_s"] = np.r_[np.int32(0), _utc_offset_s(users)]
     genres = videos["genres"].explode()
     place = genres.groupby(level=0).cumcount()
     lists = np.zeros((len(videos) + 1, place.max() + 1), np.int32)

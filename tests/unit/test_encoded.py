@@ -9,36 +9,37 @@ import pandas as pd
 import pytest
 
 from workflow.errors import MissingArtifactError
-from workflow.features.encoded import MAX_LIST_LENGTH, FeatureStore, encode_column, pad_lists
+from workflow.features.encoded import (
+    MAX_LIST_LENGTH,
+    FeatureStore,
+    encode_column,
+    pad_lists,
+    with_row_0,
+)
 from workflow.features.fitted import CompiledColumn
 from workflow.features.fitted_features import raw_ids
 from workflow.run import Run
-from workflow.schema import Column
-
-
-def column(kind: str) -> Column:
-    dtype = "float32" if kind == "continuous" else "string"
-    values = {"name": "x", "role": "video_feature", "dtype": dtype, "kind": kind}
-    return Column.model_validate(values)
 
 
 def test_row_0() -> None:
-    number = encode_column(pd.Series([1.5, -2.0]), column("continuous"))
+    number = with_row_0(encode_column(pd.Series([1.5, -2.0]), "continuous"), "continuous")
     assert number.dtype == np.float32 and number.tolist() == [0.0, 1.5, -2.0]
-    index = encode_column(pd.Series([3, 2], dtype="int64"), column("categorical"))
+    index = with_row_0(
+        encode_column(pd.Series([3, 2], dtype="int64"), "categorical"), "categorical"
+    )
     assert index.dtype == np.int32 and index.tolist() == [1, 3, 2]
-    lists = encode_column(pd.Series([[3, 4], []]), column("multi_hot"))
+    lists = with_row_0(encode_column(pd.Series([[3, 4], []]), "multi_hot"), "multi_hot")
     assert lists.dtype == np.int32 and lists.tolist() == [[0, 0], [3, 4], [0, 0]]
 
 
 def test_pad_lists() -> None:
     long = list(range(3, 3 + MAX_LIST_LENGTH + 8))
     got = pad_lists(pd.Series([long, [7]]))
-    assert got.shape == (3, MAX_LIST_LENGTH)
-    assert got[1].tolist() == long[:MAX_LIST_LENGTH]
-    assert got[2].tolist() == [7] + [0] * (MAX_LIST_LENGTH - 1)
-    assert pad_lists(pd.Series([[], []])).tolist() == [[0]] * 3
-    assert pad_lists(pd.Series([], dtype=object)).shape == (1, 1)
+    assert got.shape == (2, MAX_LIST_LENGTH)
+    assert got[0].tolist() == long[:MAX_LIST_LENGTH]
+    assert got[1].tolist() == [7] + [0] * (MAX_LIST_LENGTH - 1)
+    assert pad_lists(pd.Series([[], []])).tolist() == [[0]] * 2
+    assert pad_lists(pd.Series([], dtype=object)).shape == (0, 1)
 
 
 def test_raw_ids() -> None:

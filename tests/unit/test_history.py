@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflow.features.daily import DailyCounter
+from workflow.features.daily import STRIDE, DailyCounter
 from workflow.features.history import (
     SECONDS_PER_DAY,
     Histories,
@@ -108,6 +108,33 @@ def test_daily_counts_in_any_number_of_pieces(
         known = [r for r in rows if r[0] == v and r[1] // SECONDS_PER_DAY < d]
         assert events[i] == len(known)
         assert labels[i] == sum(r[2] for r in known)
+
+
+SPREAD = st.lists(
+    st.tuples(
+        st.sampled_from([1, 2, 3, 900_000]), st.integers(0, 400 * SECONDS_PER_DAY), st.booleans()
+    ),
+    min_size=1, max_size=200,
+)  # fmt: skip
+
+
+@given(EVENTS.filter(bool) | SPREAD)
+def test_keys_that_lie_close_and_keys_that_do_not(rows: list[tuple[int, int, bool]]) -> None:
+    """Counted with and without sorting, found with and without a search."""
+    video, time, label = np.array(rows, np.int64).T
+    counter = DailyCounter()
+    counter.add(video, time, label.astype(float))
+    daily = counter.finish()
+    expected = {}
+    for v, t, positive in rows:
+        events, labels = expected.get((v, t // SECONDS_PER_DAY), (0, 0))
+        expected[v, t // SECONDS_PER_DAY] = events + 1, labels + positive
+    keys = [(int(key) // STRIDE, int(key) % STRIDE) for key in daily.key]
+    assert keys == sorted(expected)
+    assert np.diff(daily.events).tolist() == [expected[key][0] for key in keys]
+    assert np.diff(daily.labels).tolist() == [expected[key][1] for key in keys]
+    at = daily.position(video, time)
+    assert [keys[i] for i in at] == [(v, t // SECONDS_PER_DAY) for v, t, _ in rows]
 
 
 def test_smoothed_rate() -> None:

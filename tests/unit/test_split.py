@@ -16,6 +16,7 @@ from workflow.features.split import (
     TRAIN,
     UNUSED,
     VALID,
+    distinct,
     leave_last_out,
     temporal_cuts,
     temporal_split,
@@ -93,3 +94,12 @@ def test_leave_last_out_example() -> None:
     watched = np.array([1, 0, 1, 0, 1, 0, 1, 1], bool)
     expected = [TRAIN, TRAIN, VALID, UNUSED, TEST, UNUSED, TRAIN, TRAIN]
     assert leave_last_out(user, watched).tolist() == expected
+
+
+@given(
+    st.lists(st.integers(20_000, 20_060), max_size=99) | st.lists(st.integers(0, 2**40), max_size=9)
+)
+def test_distinct_values(values: list[int]) -> None:
+    found, counts = distinct(np.array(values, np.int64))
+    assert found.tolist() == sorted(set(values))
+    assert counts.tolist() == [values.count(value) for value in found]

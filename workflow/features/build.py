@@ -16,6 +16,7 @@ from workflow.console import Report, no_report
 from workflow.features import encoded, tables
 from workflow.features.cluster import require_shared
 from workflow.features.daily import DailyCounter
+from workflow.features.entity_tables import encode_entities
 from workflow.features.fitted import CompiledTable, save_fitted
 from workflow.features.fitted_features import fitted_features, raw_ids
 from workflow.features.history import SECONDS_PER_DAY, smoothed_rate
@@ -132,14 +133,16 @@ class _Builder:
     def write_raw_samples(self) -> None:
         for name in NAMES:
             (self.folder / "raw" / name).mkdir(parents=True)
+        context = tuple(column.name for column in self.contract.features("context"))
         for number, events in enumerate(self._partitions()):
             part = split_of(events, self.config, self.cuts)
             samples = build_samples(events, part, self.contract, self.config, self.known)
             part = samples.pop("part").to_numpy()
             for value, name in enumerate(NAMES):
-                chosen = samples[part == value]
-                if len(chosen):
-                    write_raw(chosen, self.folder / "raw" / name / f"part-{number:05d}.parquet")
+                rows = np.flatnonzero(part == value)
+                if len(rows):
+                    path = self.folder / "raw" / name / f"part-{number:05d}.parquet"
+                    write_raw(samples, rows, context, path)
 
     def _raw(self, *parts: str) -> list[Path]:
         return [p for part in parts for p in sorted((self.folder / "raw" / part).glob("*.parquet"))]
@@ -186,11 +189,12 @@ class _Builder:
     # --- tables ----------------------------------------------------------------------------------
     def encode_tables(self) -> None:
         self._encode_ids()
-        for name, role, frame in (
-            ("users", "user_feature", self.users),
-            ("videos", "video_feature", self.videos),
-        ):
-            self._encode_table(name, role, frame)
+        for name, role in (("users", "user_feature"), ("videos", "video_feature")):
+            columns = self.contract.features(role)
+            if columns:
+                path, fitted = self.data / f"{name}.parquet", self.compiled[name]
+                for column, values in encode_entities(path, columns, self.workflows[name], fitted):
+                    self._save(name, column, values)
         self._encode_state()
         if self.known.publish_time is not None:
             self._save("videos", "publish_time", self.known.publish_time)
@@ -218,19 +222,6 @@ class _Builder:
             index = ids[column].encode(rows, np.zeros(count, bool))
             name = column.replace("_row", "_index")
             self._save(folder, name, np.r_[np.int32(row_0), index])
-
-    def _encode_table(self, name: Any, role: str, frame: pd.DataFrame) -> None:
-        import pandas as pd
-
-        columns = self.contract.features(role)
-        if not columns:
-            return
-        path = self.data / f"{name}.parquet"
-        parts = tables.transform(self.workflows[name], [path])
-        result = pd.concat(parts, ignore_index=True)
-        assert len(result) == len(frame)
-        for column in columns:
-            self._save(name, column.name, encoded.encode_column(result[column.name], column))
 
     def _encode_state(self) -> None:
         """Counts as of the last event, as a request after the export would see them."""

@@ -15,9 +15,8 @@ import numpy.typing as npt
 from workflow.errors import MissingArtifactError
 from workflow.features.daily import DailyCounts
 from workflow.features.history import Histories
-from workflow.features.spec import NULL, OUT_OF_VOCABULARY
+from workflow.features.spec import NULL, OUT_OF_VOCABULARY, Kind
 from workflow.run import Run
-from workflow.schema import Column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,33 +24,37 @@ if TYPE_CHECKING:
 MAX_LIST_LENGTH = 32
 
 
-def encode_column(values: pd.Series[Any], column: Column) -> npt.NDArray[Any]:
-    """One encoded feature with a row 0 in front.
+def with_row_0(values: npt.NDArray[Any], kind: Kind) -> npt.NDArray[Any]:
+    """An encoded feature of all users or videos with the row 0 in front.
 
-    Returns:
-        float32 [n + 1] for continuous (row 0 is the mean, 0), int32 [n + 1] for categorical
-        (row 0 is null), int32 [n + 1, length] padded with 0 for multi-hot.
+    Args:
+        values: float32 [n] for continuous (row 0 is the mean, 0), int32 [n] for categorical
+            (row 0 is null), int32 [n, length] padded with 0 for multi-hot (row 0 is padding).
     """
-    if column.kind == "continuous":
-        return np.append(np.float32(0), values.to_numpy(np.float32))
-    if column.kind == "categorical":
-        return np.append(np.int32(NULL), values.to_numpy(np.int32))
-    return pad_lists(values)
+    first = np.full((1, *values.shape[1:]), NULL if kind == "categorical" else 0, values.dtype)
+    return np.concatenate([first, values])
+
+
+def encode_column(values: pd.Series[Any], kind: Kind) -> npt.NDArray[Any]:
+    """What NVTabular made of one feature, as `with_row_0` takes it."""
+    if kind == "multi_hot":
+        return pad_lists(values)
+    return values.to_numpy(np.float32 if kind == "continuous" else np.int32)
+
+
+def list_length(lengths: npt.NDArray[np.int64]) -> int:
+    """Width of padded lists: the longest one's, at least 1 and at most 32."""
+    return int(np.clip(lengths.max(initial=1), 1, MAX_LIST_LENGTH))
 
 
 def pad_lists(values: pd.Series[Any]) -> npt.NDArray[np.int32]:
-    """Lists as int32 [n + 1, longest list (at most 32)], 0-padded; row 0 and empty lists are 0."""
-    lengths = np.minimum(values.map(len).to_numpy(np.int64), MAX_LIST_LENGTH)
-    width = max(1, int(lengths.max(initial=1)))
-    result = np.zeros((len(values) + 1, width), np.int32)
-    for row, items in enumerate(values, start=1):
-        result[row, : lengths[row - 1]] = items[: lengths[row - 1]]
+    """Lists as int32 [n, list_length], padded with 0."""
+    lengths = values.map(len).to_numpy(np.int64)
+    width = list_length(lengths)
+    result = np.zeros((len(values), width), np.int32)
+    for row, items in enumerate(values):
+        result[row, : lengths[row]] = items[:width]
     return result
-
-
-def index_column(encoded: npt.NDArray[np.int64], padding: int) -> npt.NDArray[np.int32]:
-    """Vocabulary index per row with row 0 in front: 2 for the unknown user, 0 for padding."""
-    return np.append(np.int32(padding), encoded.astype(np.int32))
 
 
 USER_ROW_0, VIDEO_ROW_0 = OUT_OF_VOCABULARY, 0

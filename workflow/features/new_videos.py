@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from workflow.features import compiled
 from workflow.features.encoded import FeatureStore
-from workflow.features.fitted import CompiledColumn, CompiledTable
+from workflow.features.fitted import CompiledTable
 from workflow.features.history import SECONDS_PER_DAY
-from workflow.features.spec import OUT_OF_VOCABULARY, Feature, FeatureSpec
+from workflow.features.spec import OUT_OF_VOCABULARY, FeatureSpec
 from workflow.schema import Contract
 
 Array = npt.NDArray[Any]
@@ -36,8 +37,9 @@ def encode_new_videos(
     if contract.features("video_feature"):
         table = CompiledTable.load(store.root / "workflows" / "videos")
         for column in contract.features("video_feature"):
-            values = videos[column.name].combine_chunks()
-            encoded[column.name] = _encoded(values, spec[column.name], table[column.name])
+            name, feature = column.name, spec[column.name]
+            values = videos[name].combine_chunks()
+            encoded[name] = compiled.encode(values, table[name], feature.kind, feature.length)
     encoded |= _unwatched(count, store, spec)
     if contract.has_publish_time:
         known = videos["publish_time"].combine_chunks().fill_null(0)
@@ -53,32 +55,3 @@ def _unwatched(count: int, store: FeatureStore, spec: FeatureSpec) -> dict[str, 
     row = np.full(1, spec.num_videos + 1)  # no event has it
     numbers = store.daily().numbers(row, tomorrow, label_prior=prior)
     return {name: np.repeat(events[name].normalise(raw), count) for name, raw in numbers.items()}
-
-
-def _encoded(values: pa.Array, feature: Feature, column: CompiledColumn) -> Array:
-    if feature.kind == "continuous":
-        raw = values.to_numpy(zero_copy_only=False)
-        whole = pa.types.is_integer(values.type) and values.null_count == 0
-        # With nulls, whole numbers reach NVTabular as float64.
-        return column.normalise(raw if whole else raw.astype(_float_type(values)))
-    if feature.kind == "categorical":
-        return _indices(values, column)
-    result = np.zeros((len(values), feature.length), np.int32)
-    flat, offsets = _indices(values.flatten(), column), values.offsets.to_numpy()
-    first = offsets[0]
-    for row, (start, end) in enumerate(zip(offsets[:-1] - first, offsets[1:] - first, strict=True)):
-        items = flat[start : min(end, start + feature.length)]
-        result[row, : len(items)] = items
-    return result
-
-
-def _float_type(values: pa.Array) -> Any:
-    return np.float64 if pa.types.is_integer(values.type) else np.float32
-
-
-def _indices(values: pa.Array, column: CompiledColumn) -> npt.NDArray[np.int32]:
-    missing = values.is_null().to_numpy(zero_copy_only=False)
-    if pa.types.is_string(values.type):
-        raw = np.array(values.fill_null("").to_pylist(), str)
-        return column.encode(raw.reshape(len(values)), missing)
-    return column.encode(values.fill_null(0).to_numpy(), missing)

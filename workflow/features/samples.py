@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,9 +94,8 @@ def build_samples(
         columns["watch_s"] = events["watch_s"].to_numpy(np.float32)
     if contract.has_propensity:
         columns["propensity"] = events["propensity"].to_numpy(np.float32)
-    samples = pd.DataFrame(columns)
-    for name, values in video_numbers(samples, contract, known).items():
-        samples[name] = values
+    columns |= video_numbers(columns["video_row"], columns["timestamp"], contract, known)
+    samples = pd.DataFrame(columns, copy=False)
     used = part != UNUSED
     return samples if used.all() else samples[used].reset_index(drop=True)
 
@@ -126,10 +125,10 @@ def time_context(timestamp: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.i
 
 
 def video_numbers(
-    samples: pd.DataFrame, contract: Contract, known: Known
+    video_row: npt.NDArray[Any], timestamp: npt.NDArray[Any], contract: Contract, known: Known
 ) -> dict[str, npt.NDArray[np.float32]]:
     """What was known of each sample's video at the end of the day before; float32 [n] each."""
-    video, time = samples["video_row"].to_numpy(np.int64), samples["timestamp"].to_numpy(np.int64)
+    video, time = video_row.astype(np.int64), timestamp.astype(np.int64, copy=False)
     at = known.daily.position(video, time)
     result = {
         name: values[at]

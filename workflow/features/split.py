@@ -52,9 +52,19 @@ def _counts(parts: Iterable[Int64]) -> Counter[int]:
     """How often each value comes."""
     total: Counter[int] = Counter()
     for part in parts:
-        values, counts = np.unique(part, return_counts=True)
+        values, counts = distinct(part)
         total.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     return total
+
+
+def distinct(values: Int64) -> tuple[Int64, Int64]:
+    """Distinct values, ascending, and how often each comes; not sorted where they lie close."""
+    if len(values) == 0 or np.ptp(values) > len(values):
+        return np.unique(values, return_counts=True)
+    first = values.min()
+    counts = np.bincount(values - first)
+    at = np.flatnonzero(counts)
+    return at + first, counts[at]
 
 
 def _at_rank(counts: dict[int, int], rank: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from workflow.config import FeatureConfig
 from workflow.cudf_compat import mend_cudf
 from workflow.errors import DataError
 from workflow.features.daily import RECENT_DAYS
+from workflow.frames import read_frame
 from workflow.schema import Column, Contract
 
 if TYPE_CHECKING:
@@ -36,6 +37,21 @@ def state_columns(contract: Contract) -> dict[str, tuple[str, ...]]:
         + (("video_label_rate",) if rate else ()),
         "cross": ("video_age_days",) if contract.has_publish_time else (),
     }
+
+
+def event_columns(contract: Contract) -> tuple[list[str], list[str], list[str]]:
+    """(context, counts and ages, rates) that the events workflow encodes, in this order."""
+    context = [column.name for column in contract.features("context")] + list(TIME_CONTEXT)
+    state = [name for names in state_columns(contract).values() for name in names]
+    rates = [name for name in state if name.endswith("_rate")]
+    return context, [name for name in state if name not in rates], rates
+
+
+def on_gpu() -> bool:
+    """Whether NVTabular computes with cuDF in this process."""
+    from merlin.core.compat import HAS_GPU, cudf
+
+    return bool(HAS_GPU and cudf)
 
 
 def build_feature_workflow(
@@ -72,10 +88,7 @@ def _ids(config: FeatureConfig, out_path: Path) -> list[Any]:
 def _events(contract: Contract, out_path: Path) -> list[Any]:
     from nvtabular import ops
 
-    context = [column.name for column in contract.features("context")] + list(TIME_CONTEXT)
-    state = [name for names in state_columns(contract).values() for name in names]
-    counted = [name for name in state if not name.endswith("_rate")]
-    rates = [name for name in state if name.endswith("_rate")]
+    context, counted, rates = event_columns(contract)
     nodes: list[Any] = [context >> ops.Categorify(out_path=str(out_path))]
     nodes.append(
         counted >> ops.FillMissing(0) >> ops.LogOp() >> ops.Normalize(out_dtype=np.float32)
@@ -103,15 +116,14 @@ def _sum(nodes: list[Any]) -> Any:
 
 
 def fit(workflow: nvt.Workflow, data: pd.DataFrame | list[Path]) -> nvt.Workflow:
-    """Fit on a frame or, out of core, on Parquet files (one Dask partition per row group).
+    """Fit on a frame or, out of core, on Parquet files (on a CPU, one Dask partition per file).
 
     Raises:
         DataError: a column has no value at all.
     """
     workflow.executor.transform = _without_sample(workflow)
-    dataset = _dataset(data)
-    workflow.graph.construct_schema(dataset.schema)
-    dataset.to_ddf = partial(dataset.to_ddf, columns=workflow._input_columns())
+    _construct_schema(workflow, data)
+    dataset = _dataset(data, workflow._input_columns())
     try:
         workflow.fit(dataset)
     except FileNotFoundError:  # Categorify looks for the vocabulary of a column without values
@@ -170,19 +182,13 @@ def transform(workflow: nvt.Workflow, data: pd.DataFrame | list[Path]) -> list[p
     """The transformed frame, or the transformed partitions of Parquet files, one at a time."""
     from merlin.core.compat import HAS_GPU, cudf
     from merlin.core.dispatch import convert_data
-    from merlin.schema import ColumnSchema, Schema
 
-    if isinstance(data, list):
-        dataset = _dataset(data)
-        names = dataset.schema.column_names
-    else:
-        names = list(data.columns)
-    if not workflow.graph.output_schema:  # restored; our operators need no dtypes
-        workflow.graph.construct_schema(Schema([ColumnSchema(name) for name in names]))
+    if not workflow.graph.output_schema:  # restored
+        _construct_schema(workflow, data)
     columns = workflow._input_columns()
     if not isinstance(data, list):
         return [_transformed(workflow, convert_data(data[columns], cpu=not (HAS_GPU and cudf)))]
-    partitions = dataset.to_ddf(columns=columns).partitions
+    partitions = _dataset(data, columns).to_ddf().partitions
     return [_transformed(workflow, part.compute(scheduler="synchronous")) for part in partitions]
 
 
@@ -211,10 +217,40 @@ def _to_pandas(frame: Any) -> pd.DataFrame:
     return result
 
 
-def _dataset(data: pd.DataFrame | list[Path]) -> Any:
+def _construct_schema(workflow: nvt.Workflow, data: pd.DataFrame | list[Path]) -> None:
+    """From column names alone: our operators need no dtypes."""
+    import pyarrow.parquet as pq
+
+    names = pq.read_schema(data[0]).names if isinstance(data, list) else list(data.columns)
+    workflow.graph.construct_schema(_schema(names))
+
+
+def _schema(names: list[str]) -> Any:
+    from merlin.schema import ColumnSchema, Schema
+
+    return Schema([ColumnSchema(name) for name in names])
+
+
+def _dataset(data: pd.DataFrame | list[Path], columns: list[str]) -> Any:
+    """What NVTabular reads `columns` from.
+
+    On a CPU a file is read by a task of its own, once for all operators that are fitted together.
+    Given paths, every operator would read it again, and Dataset a row group to learn its size.
+    """
     mend_cudf()
     import nvtabular as nvt
 
-    if isinstance(data, list):
-        return nvt.Dataset([str(path) for path in data], engine="parquet")
-    return nvt.Dataset(data)
+    if not isinstance(data, list):
+        return nvt.Dataset(data[columns])
+    if on_gpu():
+        dataset = nvt.Dataset([str(path) for path in data], engine="parquet")
+        dataset.to_ddf = partial(dataset.to_ddf, columns=columns)
+        return dataset
+    import dask
+    import dask.dataframe as dd
+    import pyarrow.parquet as pq
+
+    empty = pq.read_schema(data[0]).empty_table().select(columns).to_pandas()
+    frames = [dask.delayed(read_frame)(path, columns) for path in data]
+    frame = dd.from_delayed(frames, meta=empty, verify_meta=False)
+    return nvt.Dataset(frame, cpu=True, schema=_schema(columns))
