@@ -307,6 +307,30 @@ def gathered(
     }
 
 
+def test_what_gather_looked_up_makes_the_same_page(tmp_path: Path) -> None:
+    """Watches online and a cursor included."""
+    catalogue = Catalogue.random(3, num_videos=300)
+    stage = catalogue.stage(tmp_path)
+    asked = [
+        catalogue.inputs(user, np.arange(1, 61), online=online, cursor=cursor)
+        for user, online, cursor in ((1, [7, 9], None), (2, [], stage_cursor(8, 11)))
+    ]
+    for inputs in asked:
+        vector = catalogue.rng.normal(size=(1, 12)).astype(np.float32)
+        score = catalogue.rng.random((1, 60)).astype(np.float32)
+        known = inputs | {"query_vector": vector, "candidate_score": score}
+        known |= stage.gather(known)
+        known["ranker_score"] = catalogue.rng.random(known["candidate_row"].shape, np.float32)
+        with_it = stage.run(known)["page"][0, 0].plain()
+        del known["looked"]
+        assert with_it == stage.run(known)["page"][0, 0].plain() and with_it["rows"]
+
+
+def stage_cursor(*rows: int) -> str:
+    """Of a first answer that showed these."""
+    return str(load("cursor").encode(VERSION, 0, np.array(rows)).decode())
+
+
 def test_sources_are_merged_with_quotas(tmp_path: Path) -> None:
     quotas = {"two_tower": 4, "neighbours": 4, "trending": 2, "fresh": 2}
     catalogue = Catalogue(settings={"quotas": quotas})
