@@ -151,13 +151,13 @@ def test_each_rule_counts_what_it_took(tmp_path: Path) -> None:
     assert (found["considered"], found["left"]) == (10, 2)
 
 
-def test_shares_of_a_split_are_those_of_the_bundles_that_serve() -> None:
-    """Not of bundles that served before, of their own steps, or of pages."""
+def test_shares_of_a_split_are_those_of_the_names_that_serve() -> None:
+    """Not of names that were taken away, of steps, or of pages."""
     lines = [
         f'nv_inference_count{{model="{model}",version="{version}"}} {count}'
         for model, version, count in (
-            ("marquee", 1, 500), ("marquee", 2, 30), ("marquee_new", 3, 10), ("page", 2, 70),
-            ("marquee_2", 2, 30), ("fused_3", 3, 10), ("marquee_gone", 4, 9),
+            ("marquee", 1, 30), ("marquee_new", 1, 10), ("page", 1, 70), ("fused_3", 3, 43),
+            ("marquee_gone", 1, 9), ("marquee", 2, 0),
         )
     ]  # fmt: skip
     assert split_shares("\n".join(lines), 2, {"new": 3}) == [

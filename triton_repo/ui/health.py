@@ -98,20 +98,21 @@ def stage_costs(metrics: str) -> list[dict[str, Any]]:
     ]
 
 
-_ANSWERED = re.compile(r'^nv_inference_count\{model="(\w+)",version="(\d+)"\} (\S+)$', re.M)
+# The version that Triton's metrics give an ensemble is always 1.
+_ANSWERED = re.compile(r'^nv_inference_count\{model="(\w+)",version="1"\} (\S+)$', re.M)
 
 
 def split_shares(metrics: str, live: int, named: dict[str, int]) -> list[dict[str, Any]]:
-    """Users that each serving bundle answered with a list since Triton's start, and its share.
+    """Users answered with a list since Triton's start, live and under each name, and the shares.
 
     Args:
         metrics: Triton's, as text.
         live: version of the bundle that answers who asks for none.
         named: name -> version of those beside it.
     """
-    counts = {(model, int(version)): float(n) for model, version, n in _ANSWERED.findall(metrics)}
+    counts = {model: float(count) for model, count in _ANSWERED.findall(metrics)}
     serving: dict[str | None, int] = {None: live, **named}
-    users = [counts.get((front_model(name), version), 0) for name, version in serving.items()]
+    users = [counts.get(front_model(name), 0) for name in serving]
     return [
         {
             "name": name or "live",
