@@ -20,7 +20,7 @@ class Seen:
     """Names of what attention made: models.attention.Attended."""
 
     pooled: str  # [batch, 1, dim]
-    heads: list[str]  # [batch, k, 1, dim] each
+    heads: list[str]  # [batch, k, dim] each
     user_numbers: str  # [batch, u]
     pair_numbers: str  # [batch, k, p]
 
@@ -96,9 +96,9 @@ def _split_heads(g: Graph, x: str, weights: RankerWeights) -> str:
 
 
 def _join_heads(g: Graph, x: str, heads: int) -> list[str]:
-    """[batch, heads, k, dim] becomes [batch, k, 1, dim] for each head."""
+    """[batch, heads, k, dim] becomes [batch, k, dim] for each head."""
     each = [x] if heads == 1 else [g.columns(x, i, i + 1) for i in range(heads)]
-    return [g.op("Unsqueeze", g.op("Squeeze", one, g.ints(1)), g.ints(2)) for one in each]
+    return [g.op("Squeeze", one, g.ints(1)) for one in each]
 
 
 def _per_pair(g: Graph, x: str, heads: int) -> str:

@@ -92,6 +92,13 @@ class Graph:
     def columns(self, x: str, start: int, stop: int, axis: int = 1) -> str:
         return self.op("Slice", x, self.ints(start), self.ints(stop), self.ints(axis))
 
+    def split(self, x: str, parts: int, axis: int) -> list[str]:
+        """The parts along an axis that is as long as there are parts, without that axis."""
+        names = [f"t{len(self.nodes)}_{part}" for part in range(parts)]
+        sizes = self.ints(*(1 for _ in names))
+        self.nodes.append(helper.make_node("Split", [x, sizes], names, axis=axis))
+        return [self.op("Squeeze", name, self.ints(axis)) for name in names]
+
     def slot(self, packed: str, slot: Slot) -> str:
         return self.columns(packed, slot.at, slot.at + slot.length)
 

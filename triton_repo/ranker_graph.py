@@ -108,12 +108,12 @@ class _Ranker:
         """Returns the names of the outputs beside "score"."""
         g, w = self.g, self.weights
         self.shape = g.op("Shape", "candidate_score")
-        item = g.op("Gather", "video_vector", g.index(len(self.layout.video_fields)), axis=2)
+        *fields, item = g.split("video_vector", len(self.layout.video_fields) + 1, axis=2)
         seen = attend(g, w, self.slots, item)
         self._numbers(seen)
         bottom = self._per_candidate(self._perceptron(w.bottom), self.dim)
         self.candidate.add(bottom, list(range(self.num_numbers, self.num_numbers + self.dim)))
-        self._products(seen, bottom)
+        self._products(seen, dict(zip(self.layout.video_fields, fields, strict=True)), bottom)
         self.candidate.add(item, list(range(self._rows() - self.dim, self._rows())))
         heads = self._heads_say()
         self._score(heads)
@@ -147,8 +147,12 @@ class _Ranker:
         self.candidate.add("video_value", products + rows)
         self.candidate.add(seen.pair_numbers, list(range(self.first_pair, self.num_numbers)))
 
-    def _products(self, seen: Seen, bottom: str) -> None:
-        """All inner products but those of two video fields, which are looked up."""
+    def _products(self, seen: Seen, fields: dict[str, str], bottom: str) -> None:
+        """All inner products but those of two video fields, which are looked up.
+
+        Each kind of vector is a tensor [batch, k, dim] of its own: side by side with the others it
+        would be multiplied in pieces of `dim` numbers, which takes several times as long.
+        """
         g = self.g
         user, names = self._user_vectors(seen)
         across = g.op("Transpose", user, perm=[0, 2, 1])
@@ -157,19 +161,17 @@ class _Ranker:
             (a, b) if i < j else (a, a) for i, a in enumerate(names) for j, b in enumerate(names)
         ]
         self.request.add(square, [self._product_row(a, b) for a, b in once])
-        moving = dict(zip(self.heads, seen.heads, strict=True))
-        moving[BOTTOM] = g.op("Unsqueeze", bottom, g.ints(2))
-        known = [*self.layout.video_fields, "item vector", *moving]
-        vectors = g.op("Concat", "video_vector", *moving.values(), axis=2)
+        moving = dict(zip(self.heads, seen.heads, strict=True)) | {BOTTOM: bottom}
+        vectors = fields | moving
+        for name, vector in vectors.items():
+            self.candidate.add(
+                g.op("MatMul", vector, across), [self._product_row(name, one) for one in names]
+            )
         for done, (name, vector) in enumerate(moving.items()):
-            products = g.op("ReduceSum", g.op("Mul", vectors, vector), g.ints(3), keepdims=0)
-            new = [one for one in known if one not in list(moving)[done:]]
-            pairs = [self._product_row(name, one) if one in new else UNUSED for one in known]
-            self.candidate.add(products, pairs)
-        flat = g.op("MatMul", g.op("Reshape", vectors, g.ints(0, -1, self.dim)), across)
-        width = len(known) * len(names)
-        pairs = [self._product_row(one, other) for one in known for other in names]
-        self.candidate.add(g.op("Reshape", flat, g.ints(0, -1, width)), pairs)
+            for one in [*fields, *list(moving)[:done]]:
+                products = g.op("Mul", vector, vectors[one])
+                products = g.op("ReduceSum", products, g.ints(2), keepdims=1)
+                self.candidate.add(products, [self._product_row(name, one)])
 
     def _user_vectors(self, seen: Seen) -> tuple[str, list[str]]:
         """([batch, fields + 1, dim], what they are), the pooled history last."""

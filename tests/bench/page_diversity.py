@@ -53,7 +53,7 @@ class Ranked:
         for user in users[:num_users].tolist():
             known = as_tensors(user, time=moment, context={"device": b"tv"})
             for step in ("query_tower", "retrieval", "sources", "ranker"):
-                known |= getattr(local, f"run_{step}")(known)
+                known |= local.run_step(step, known)
             row = known["candidate_row"][0]
             score = known["ranker_score"][0][row > 0]
             order = np.argsort(-score, kind="stable")

@@ -52,9 +52,10 @@ class Study:
         before = service.page(visit, LATER_S)
         service.watch(visit, video, LATER_S // 2, service.seconds(self.rng, visit, video))
         after = service.page(visit, LATER_S)
-        session, service.stage.session = service.stage.session, slice(0, 0)
+        tower = service.stage.query_tower
+        session, tower.session_part = tower.session_part, slice(0, 0)
         closed = service.page(visit, LATER_S)
-        service.stage.session = session
+        tower.session_part = session
         return {
             "same": same(first, before),
             "kept": float(np.isin(all_of(after), all_of(before)).mean()),

@@ -17,7 +17,10 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from tests.bundles import variant
 from triton_repo.page_tensors import STEPS
+from triton_repo.split import Split, SplitClient
+from workflow.run import Run
 
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 360, "height": 740}
 
@@ -401,6 +404,34 @@ def test_a_deployment_says_what_it_serves(
         assert health["split"]["live"] == announced["version"]
         assert health["split"]["seen"] == {str(announced["version"]): 1}
         assert "in the run" in health["drift"]["log"]["missing"]
+
+
+def test_shares_of_a_split(
+    marquee: Any, sim_run: Any, serve_deployment: Any, browser: Browser, tmp_path: Path
+) -> None:
+    """Two bundles, users by a split of 30%: the tab says how many each one answered."""
+    folder, other = tmp_path / "deployment", Run(tmp_path / "other")
+    marquee.json("deploy", sim_run.folder, "--deployment", folder)
+    variant(Run(sim_run.folder).repository, other.repository, version=7)
+    split, asked = Split({"wider": 0.3}, "rows"), [f"{n}" for n in range(200)]
+    named = sum(split.name_of(user) == "wider" for user in asked)
+    with serve_deployment(folder) as endpoint:
+        marquee.json("deploy", other.root, "--deployment", folder, "--as", "wider")
+        with SplitClient(endpoint["grpc_url"], split) as client:
+            for user in asked:
+                client.recommend(user, top_k=1)
+        with showing(marquee, "--deployment", folder) as announced:
+            _, health = ask(announced, "GET", "/api/health")
+            live, wider = health["split"]["serving"]
+            assert (live["users"], wider["users"]) == (200 - named, named) and named > 40
+            assert wider["version"] == 7 and wider["share"] == round(named / 200, 4)
+            page = browser.new_page()
+            page.goto(announced["url"])
+            page.get_by_role("tab", name="Health").click()
+            heading = page.get_by_role("heading", name="A/B split", exact=True)
+            row = page.locator(".card", has=heading).locator("tr", has_text="wider")
+            expect(row).to_contain_text(f"{named / 2:.1f}%", timeout=30_000)
+            page.close()
 
 
 def test_what_cannot_be_shown(marquee: Any, sim_run: Any, tmp_path: Any) -> None:

@@ -60,7 +60,7 @@ def test_a_page_with_every_kind_of_row(tmp_path: Path) -> None:
         "Popular in US": [40, 41, 42],
     }
     assert page.kinds == [
-        b"continue", b"top", b"because", b"because", b"trending", b"genre", b"new", b"more",
+        b"continue", b"top", b"because", b"because", b"genre", b"trending", b"new", b"more",
         b"popular",
     ]  # fmt: skip
     assert page.status == 0
@@ -141,7 +141,7 @@ def test_what_is_being_watched_now_comes_first(tmp_path: Path, session: int, fir
     # Of the last two, 52 is liked and the latest one is not.
     catalogue.watches[1] = [(51, LIKED), (52, LIKED)][: 1 + (session < 2)]
     catalogue.watches[1] += [(50, 0)] if session == 2 else []
-    catalogue.group[4:10, 0] = 1
+    catalogue.group[4:13, 0] = 1
     source = np.ones(40, int)
     source[37:40] = NEAR | 1 << 8
     inputs = catalogue.inputs(1, np.arange(1, 41), source=source, session=session)
@@ -305,6 +305,30 @@ def gathered(
         "rows": rows.tolist(),
         "source": dict(zip(rows.tolist(), got["candidate_source"][0].tolist(), strict=True)),
     }
+
+
+def test_what_gather_looked_up_makes_the_same_page(tmp_path: Path) -> None:
+    """Watches online and a cursor included."""
+    catalogue = Catalogue.random(3, num_videos=300)
+    stage = catalogue.stage(tmp_path)
+    asked = [
+        catalogue.inputs(user, np.arange(1, 61), online=online, cursor=cursor)
+        for user, online, cursor in ((1, [7, 9], None), (2, [], stage_cursor(8, 11)))
+    ]
+    for inputs in asked:
+        vector = catalogue.rng.normal(size=(1, 12)).astype(np.float32)
+        score = catalogue.rng.random((1, 60)).astype(np.float32)
+        known = inputs | {"query_vector": vector, "candidate_score": score}
+        known |= stage.gather(known)
+        known["ranker_score"] = catalogue.rng.random(known["candidate_row"].shape, np.float32)
+        with_it = stage.run(known)["page"][0, 0].plain()
+        del known["looked"]
+        assert with_it == stage.run(known)["page"][0, 0].plain() and with_it["rows"]
+
+
+def stage_cursor(*rows: int) -> str:
+    """Of a first answer that showed these."""
+    return str(load("cursor").encode(VERSION, 0, np.array(rows)).decode())
 
 
 def test_sources_are_merged_with_quotas(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.pages import DAY, NOW, Catalogue
 from triton_repo.ui import drift
 from triton_repo.ui.explain import ranks, reason, rules_removed
-from triton_repo.ui.health import LEAST_TIMINGS, latency, stage_costs
+from triton_repo.ui.health import LEAST_TIMINGS, latency, split_shares, stage_costs
 from triton_repo.ui.reference import calibration
 from triton_repo.ui.seen import WINDOW, Seen
 
@@ -149,3 +149,20 @@ def test_each_rule_counts_what_it_took(tmp_path: Path) -> None:
         "shown further up": 1,
     }
     assert (found["considered"], found["left"]) == (10, 2)
+
+
+def test_shares_of_a_split_are_those_of_the_names_that_serve() -> None:
+    """Not of names that were taken away, of steps, or of pages."""
+    lines = [
+        f'nv_inference_count{{model="{model}",version="{version}"}} {count}'
+        for model, version, count in (
+            ("marquee", 1, 30), ("marquee_new", 1, 10), ("page", 1, 70), ("fused_3", 3, 43),
+            ("marquee_gone", 1, 9), ("marquee", 2, 0),
+        )
+    ]  # fmt: skip
+    assert split_shares("\n".join(lines), 2, {"new": 3}) == [
+        {"name": "live", "version": 2, "users": 30, "share": 0.75},
+        {"name": "new", "version": 3, "users": 10, "share": 0.25},
+    ]
+    [live] = split_shares("", 2, {})
+    assert live == {"name": "live", "version": 2, "users": 0, "share": None}

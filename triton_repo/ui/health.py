@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from triton_repo.client import front_model
 from triton_repo.ui import drift
 
 if TYPE_CHECKING:
@@ -28,12 +29,13 @@ def health(source: LiveSource, known: dict[str, Any]) -> dict[str, Any]:
         {"bundle", "latency", "triton", "coverage", "split", "calibration", "drift": {"log",
         "requests", "scores"}}; where something cannot be said there is {"missing": why}.
     """
+    metrics = _metrics(source)
     return {
         "bundle": _bundle(source),
         "latency": latency(source.seen.latencies()),
-        "triton": _triton(source),
+        "triton": _triton(source, metrics),
         "coverage": _coverage(source, known),
-        "split": _split(source),
+        "split": _split(source, metrics),
         "calibration": known["calibration"],
         "drift": {
             "log": known["log"],
@@ -96,11 +98,44 @@ def stage_costs(metrics: str) -> list[dict[str, Any]]:
     ]
 
 
-def _triton(source: LiveSource) -> dict[str, Any]:
+# The version that Triton's metrics give an ensemble is always 1.
+_ANSWERED = re.compile(r'^nv_inference_count\{model="(\w+)",version="1"\} (\S+)$', re.M)
+
+
+def split_shares(metrics: str, live: int, named: dict[str, int]) -> list[dict[str, Any]]:
+    """Users answered with a list since Triton's start, live and under each name, and the shares.
+
+    Args:
+        metrics: Triton's, as text.
+        live: version of the bundle that answers who asks for none.
+        named: name -> version of those beside it.
+    """
+    counts = {model: float(count) for model, count in _ANSWERED.findall(metrics)}
+    serving: dict[str | None, int] = {None: live, **named}
+    users = [counts.get(front_model(name), 0) for name in serving]
+    return [
+        {
+            "name": name or "live",
+            "version": version,
+            "users": int(count),
+            "share": round(count / sum(users), 4) if sum(users) else None,
+        }
+        for (name, version), count in zip(serving.items(), users, strict=True)
+    ]
+
+
+def _metrics(source: LiveSource) -> str | None:
+    """Triton's metrics; None where they do not answer."""
     url = source.served.server.metrics_url
     with suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=2) as answer:
-        return {"stages": stage_costs(answer.read().decode())}
-    return {"missing": f"Triton's metrics at {url} do not answer"}
+        return str(answer.read().decode())
+    return None
+
+
+def _triton(source: LiveSource, metrics: str | None) -> dict[str, Any]:
+    if metrics is None:
+        return {"missing": f"Triton's metrics at {source.served.server.metrics_url} do not answer"}
+    return {"stages": stage_costs(metrics)}
 
 
 # --- what was shown ------------------------------------------------------------------------------
@@ -118,7 +153,7 @@ def _coverage(source: LiveSource, known: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _split(source: LiveSource) -> dict[str, Any]:
+def _split(source: LiveSource, metrics: str | None) -> dict[str, Any]:
     seen, deployment = source.seen.versions(), source.served.deployment
     if deployment is None:
         return {"missing": "A run serves one bundle; a deployment may serve several", "seen": seen}
@@ -126,7 +161,7 @@ def _split(source: LiveSource) -> dict[str, Any]:
     return {
         "live": pointer.live,
         "previous": pointer.previous,
-        "named": pointer.named,
+        "serving": split_shares(metrics or "", pointer.live, pointer.named),
         "seen": seen,
         "note": "Who gets which bundle is the calling service's choice (SplitClient); "
         "pages are of the live one",

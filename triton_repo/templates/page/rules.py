@@ -75,3 +75,18 @@ class Rules:
         ok &= self.window[1].take(rows) > viewer.moment
         ok &= ~self.hidden.take(rows)
         return ok
+
+
+class Hiding:
+    """A block in which the rules leave out some rows."""
+
+    def __init__(self, hidden, rows):
+        self.hidden, self.rows = hidden, rows
+
+    def __enter__(self):
+        for rows in self.rows:
+            self.hidden[rows] = True
+
+    def __exit__(self, *error):
+        for rows in self.rows:
+            self.hidden[rows] = False

@@ -97,13 +97,15 @@ class Stage:
     def gather(self, inputs):
         """Candidates of all sources: candidate_row, _score and _source, [n, total].
 
-        Takes query_vector, candidate_row and candidate_score of a retrieval that fetched more than
-        its quota, and of the request what `run` takes.
+        And `looked`, by request, which spares `run` to look all up again. Takes query_vector,
+        candidate_row and candidate_score of a retrieval that fetched more than its quota, and of
+        the request what `run` takes.
         """
-        parts = []
+        parts, looked = [], []
         for i in range(len(inputs["user_row"])):
             request = self.request(inputs, i, ranked=False)
-            viewer, past, shown, _ = self.look(request)
+            looked.append((request, self.look(request)))
+            viewer, past, shown, _ = looked[-1][1]
             with self.hiding(self._unseen(past), shown):
                 found = request.candidate_row
                 score = inputs["candidate_score"][i]
@@ -111,7 +113,8 @@ class Stage:
                     self.sources.gather(inputs["query_vector"][i], found, score, viewer, past)
                 )
         names = ("candidate_row", "candidate_score", "candidate_source")
-        return dict(zip(names, map(np.stack, zip(*parts, strict=True)), strict=True))
+        found = dict(zip(names, map(np.stack, zip(*parts, strict=True)), strict=True))
+        return found | {"looked": looked}
 
     # --- after the ranker ------------------------------------------------------------------------
     def check(self, inputs, sizes):
@@ -191,8 +194,8 @@ class Stage:
         count = len(inputs["user_row"])
         pages, records = np.empty((count, 1), object), np.full((count, 1), b"", object)
         for i in range(count):
-            request = self.request(inputs, i)
-            pages[i, 0] = page = self.build(request)
+            request, look = self.ranked(inputs, i)
+            pages[i, 0] = page = self.build(request, look)
             if wanted is not None and wanted[i, 0] > 0:
                 records[i, 0] = self.record_module.encode(self.version, request, page)
         return {"page": pages, "record": records}
@@ -240,6 +243,15 @@ class Stage:
             ranker_score=inputs["ranker_score"][i] if ranked else empty,
         )
 
+    def ranked(self, inputs, i):
+        """(the Request in row `i`, what `look` says of it); `gather` may have made both."""
+        if "looked" not in inputs:
+            request = self.request(inputs, i)
+            return request, self.look(request)
+        request, look = inputs["looked"][i]
+        names = ("candidate_row", "candidate_source", "ranker_score")
+        return request._replace(**{name: inputs[name][i] for name in names}), look
+
     def look(self, request):
         """(Viewer, Past, rows shown on earlier answers, number of this answer or -1).
 
@@ -267,11 +279,11 @@ class Stage:
         return past.watched if self.settings["exclude_watched"] else past.watched[:0]
 
     def hiding(self, *rows):
-        return Hiding(self.rules.hidden, rows)
+        return self.rules_module.Hiding(self.rules.hidden, rows)
 
-    def build(self, request):
-        """The Page of a Request; the same one whenever it is made."""
-        viewer, past, shown, number = self.look(request)
+    def build(self, request, look):
+        """The Page of a Request and what `look` says of it; the same one whenever it is made."""
+        viewer, past, shown, number = look
         draft = self.draft_module.Draft(self, request, viewer, past, max(number, 0))
         with self.hiding(shown):
             draft.go_on_watching()
@@ -282,7 +294,8 @@ class Stage:
 
     def replay(self, request):
         """The Page of a log record's request, {field: value}."""
-        return self.build(Request(**request))
+        request = Request(**request)
+        return self.build(request, self.look(request))
 
     def _finished(self, draft, shown, is_expired):
         """The Page of a draft; it has a cursor as long as pages are full."""
@@ -310,21 +323,6 @@ class Stage:
             return self.title_text[start:end].tobytes()
         video = self.video_id[row]
         return bytes(video) if isinstance(video, bytes) else b"%d" % video
-
-
-class Hiding:
-    """A block in which the rules leave out some rows."""
-
-    def __init__(self, hidden, rows):
-        self.hidden, self.rows = hidden, rows
-
-    def __enter__(self):
-        for rows in self.rows:
-            self.hidden[rows] = True
-
-    def __exit__(self, *error):
-        for rows in self.rows:
-            self.hidden[rows] = False
 
 
 def text_of(inputs, name, i):

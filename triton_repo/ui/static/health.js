@@ -59,7 +59,11 @@ function split(part) {
   const seen = Object.entries(part.seen).map(([version, count]) => [`bundle ${version}`, whole(count)]);
   const parts = [];
   if (part.missing) parts.push(missing(part));
-  else parts.push(table(["name", "bundle"], [["live", String(part.live)], ["previous", String(part.previous ?? "none")], ...Object.entries(part.named).map(([name, version]) => [name, String(version)])]), h("p", { class: "dim" }, `${part.note}.`));
+  else {
+    const rows = part.serving.map((row) => [row.name, String(row.version), whole(row.users), row.share === null ? "–" : `${(row.share * 100).toFixed(1)}%`]);
+    parts.push(table(["bundle", "version", "users answered", "share"], rows));
+    parts.push(h("p", { class: "dim" }, `Lists since Triton's start; before the live one: ${part.previous ?? "none"}. ${part.note}.`));
+  }
   if (seen.length) parts.push(table(["pages here were of", "pages"], seen));
   return h("div", {}, ...parts);
 }
