@@ -74,8 +74,9 @@ class RecentStore(FeatureStore):
         folder.mkdir(parents=True, exist_ok=True)
         for name, files in self._by_name(super().samples(*EVERYTHING)).items():
             parts = [read_frame(path) for path in files]
-            recent = [part[part["timestamp"] >= since] for part in parts]
-            _joined(recent).to_parquet(folder / name, index=False)
+            recent = _joined([part[part["timestamp"] >= since] for part in parts])
+            if len(recent):
+                recent.to_parquet(folder / name, index=False)
 
     @staticmethod
     def _by_name(files: list[Path]) -> dict[str, list[Path]]:

@@ -220,7 +220,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 def swap_folder(new: Path, target: Path) -> None:
     """Let `new` take the place and name of `target` (which need not exist), all on one disk."""
-    _sync_tree(new)
+    sync_tree(new)
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     if target.exists():
         target.rename(old)
@@ -310,7 +310,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Wait until everything in the folder is on the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             _sync(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow.errors import ConfigError
-from workflow.run import Run, read_json, swap_folder, write_json
+from workflow.run import Run, read_json, swap_folder, sync_tree, write_json
 
 STAGES = ("validate", "features", "train_retriever", "train_ranker", "index", "export")
 CHANGED = STAGES[:4]  # by an update; the others are done again after it
@@ -20,6 +20,7 @@ CHANGED = STAGES[:4]  # by an update; the others are done again after it
 
 def commit(run: Run, manifest: dict[str, Any]) -> None:
     """Let what is staged become the run, with `manifest` as its manifest."""
+    sync_tree(run.staged)
     write_json(_commit_file(run), manifest)
     finish(run)
 

@@ -71,12 +71,16 @@ def _check(job: Job) -> None:
 def _make(job: Job, output: Output, files: dict[str, Path]) -> dict[str, Any]:
     """The new data, features and models, in their place."""
     from models.update import update_models
+    from triton_repo.catalogue import Catalogue
     from workflow.data.append import append_events
     from workflow.features.extend import extend_features
 
     run, staged = job.run, Run(job.run.staged)
     with output.stage("Append") as report:
-        new = append_events(run, staged, job.config, job.contract, files, report)
+        refreshed = Catalogue.of(run).added
+        new = append_events(
+            run, staged, job.config, job.contract, files, report, refreshed=refreshed
+        )
     with output.stage("Features") as report:
         counts = extend_features(run, staged, job.config, job.contract, report)
     with output.stage("Train") as report:

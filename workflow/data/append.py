@@ -42,6 +42,8 @@ def append_events(
     contract: Contract,
     files: dict[str, Path],
     report: Report = no_report,
+    *,
+    refreshed: pa.Table | None = None,
 ) -> dict[str, Any]:
     """Write `target.data`: the tables of `run` with new events, users and videos.
 
@@ -51,6 +53,7 @@ def append_events(
     Args:
         files: "events" (a file, or a folder of them) and perhaps "users" and "videos" (a file
             each), raw and as the contract declares them.
+        refreshed: canonical rows of videos that the run's bundle has and its tables do not.
     Returns:
         {"events", "users", "videos"}: how many came; "watched", "dropped" {reason: rows},
         "first_timestamp", "last_timestamp", "columns" as of validation.
@@ -62,7 +65,7 @@ def append_events(
     target.data.mkdir(parents=True)
     declared = {name: _declared(name, path, contract) for name, path in files.items()}
     appending = _Appending(config, contract, declared, target.data, report)
-    appending.continues(run, contract, files)
+    appending.continues(run, contract, files, refreshed)
     summary = appending.run()
     write_json(target.data / "report.json", _totals(read_json(data / "report.json"), summary))
     return summary
@@ -108,12 +111,24 @@ class _Appending(Validation):
             folder, folder, report,
         )  # fmt: skip
 
-    def continues(self, run: Run, contract: Contract, files: dict[str, Path]) -> None:
+    def continues(
+        self, run: Run, contract: Contract, files: dict[str, Path], refreshed: pa.Table | None
+    ) -> None:
         """What the new files go on from, and where they are."""
         self.whole, self.files = contract, files
         self.parts = event_files(run)
         self.before = {name: pq.read_table(run.data / f"{name}.parquet") for name in _IDS}
+        self.num_before = {name: table.num_rows for name, table in self.before.items()}
+        if refreshed is not None:
+            self._also_known(refreshed)
         self.last_timestamp = read_json(run.data / "report.json")["last_timestamp"]
+
+    def _also_known(self, refreshed: pa.Table) -> None:
+        """Videos after the last row: events may name them, which none has done yet."""
+        videos = self.before["videos"]
+        known = pc.is_in(refreshed["video_id"], value_set=videos["video_id"].combine_chunks())
+        more = _like(refreshed.filter(pc.invert(known)), videos.schema)
+        self.before["videos"] = pa.concat_tables([videos, more]).combine_chunks()
 
     def _table_files(self, name: str, table: Table) -> TableFiles:
         return TableFiles(self.files[name].absolute().parent, table, name)
@@ -216,7 +231,7 @@ class _Appending(Validation):
             "events": found["num_events"],
             "watched": found["num_watched"],
             "repeated": found["num_repeated"],
-            **{name: found[f"num_{name}"] - self.before[name].num_rows for name in _IDS},
+            **{name: found[f"num_{name}"] - self.num_before[name] for name in _IDS},
             "num_users": found["num_users"],
             "num_videos": found["num_videos"],
             "num_parts": len(list((self.folder / "events").glob("*.parquet"))),
