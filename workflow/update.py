@@ -19,7 +19,7 @@ from workflow.features.spec import FeatureSpec
 from workflow.job import Job, locked
 from workflow.pipeline import STAGES, run_stages
 from workflow.run import Run
-from workflow.staging import commit, is_updated, updated_manifest
+from workflow.staging import commit, finish, is_updated, updated_manifest
 
 TRAINED = ("features", "train_retriever", "train_ranker")
 
@@ -44,7 +44,11 @@ def update(
     given = {name: path for name, path in files.items() if path is not None}
     with locked(job.run):
         _check(job)
-        record = _make(job, output, given)
+        try:
+            record = _make(job, output, given)
+        except Exception:
+            finish(job.run)
+            raise
     [_, exported] = run_stages(job, output, ("index", "export"))
     return record | {
         "version": exported["summary"]["version"],

@@ -137,7 +137,7 @@ def full(run: Path, source: Path) -> float:
 
 def update(run: Path, day: Path) -> float:
     return cpu_of(
-        "-m", "workflow.cli", "update", "--run", run, "--events", day / "events",
+        "-c", "from workflow.cli import main; main()", "update", "--run", run, "--events", day / "events",
         "--users", day / "users.parquet", "--videos", day / "videos.parquet",
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +13,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from models.growth import load_grown
 from models.inputs import FeatureTables
 from models.ranker import build_ranker
 from models.retriever import build_two_tower
 from models.training import read_weights
-from models.update import RECIPE, Recipe, Steps, update_models
 from tests.fixtures import DAY, START, make_config
+from workflow import staging
 from workflow import update as verb
 from workflow.console import Output
 from workflow.data.append import append_events
 from workflow.errors import ConfigError, ContractError, DataError
 from workflow.features import tables
 from workflow.features.encoded import FeatureStore
-from workflow.features.extend import extend_features
 from workflow.features.fitted import CompiledTable, restore_workflow
 from workflow.features.spec import OUT_OF_VOCABULARY, FeatureSpec
 from workflow.job import Job
@@ -144,21 +145,28 @@ def base(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture
 def copied(base: Job, tmp_path: Path) -> Job:
-    import shutil
-
     shutil.copytree(base.run.root, tmp_path / "run")
     return Job(Run(tmp_path / "run"), CONFIG, base.source, base.contract_file)
 
 
 @pytest.fixture(scope="module")
 def updated(base: Job, day: Day, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    import shutil
-
     folder = tmp_path_factory.mktemp("runs") / "updated"
     shutil.copytree(base.run.root, folder)
     job = Job(Run(folder), CONFIG, base.source, base.contract_file)
     verb.update(job, QUIET, **day.files)
     return job
+
+
+@pytest.fixture
+def no_training(updated: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates of the same day take the models that the first one trained."""
+
+    def copy_models(parent: Run, target: Run, *_: Any) -> dict[str, Any]:
+        shutil.copytree(updated.run.root / "models", target.root / "models")
+        return {"samples": 1, "retriever_loss": 0.0, "ranker_loss": 0.0}
+
+    monkeypatch.setattr("models.update.update_models", copy_models)
 
 
 def raw(job: Job, part: Path) -> pd.DataFrame:
@@ -254,41 +262,36 @@ def test_statistics_stay(base: Job, updated: Job) -> None:
 
 
 # --- the models ----------------------------------------------------------------------------------
-def untrained(base: Job, day: Day, target: Run) -> None:
-    """An update whose steps are too small to move a weight."""
-    append_events(base.run, target, CONFIG, base.contract, day.files)
-    extend_features(base.run, target, CONFIG, base.contract)
-    still = Steps(1, 0.0)
-    recipe = Recipe(RECIPE.replay_days, still, still)
-    update_models(base.run, target, CONFIG, START + 9 * DAY, recipe=recipe)
-
-
-def test_weights_of_known_values_are_untouched_before_training(
-    base: Job, day: Day, tmp_path: Path
-) -> None:
-    target = Run(tmp_path / "target")
-    untrained(base, day, target)
-    tables_ = FeatureTables(FeatureStore(target), FeatureSpec.load(target.features / "spec.json"))
+def test_weights_of_known_values_are_untouched_before_training(base: Job, updated: Job) -> None:
+    spec = FeatureSpec.load(updated.run.features / "spec.json")
+    of_models = FeatureTables(FeatureStore(updated.run), spec)
     grown = 0
     for folder, model in (
-        ("retriever", build_two_tower(tables_, CONFIG)),
-        ("ranker", build_ranker(tables_, CONFIG)),
+        (base.run.retriever, build_two_tower(of_models, CONFIG)),
+        (base.run.ranker, build_ranker(of_models, CONFIG)),
     ):
-        fixed = [w.name.split("/")[-1] for w in model.weights]
-        before, after = (
-            read_weights(run.root / "models" / folder / "weights.npz", len(model.weights))
-            for run in (base.run, target)
-        )
-        for name, old, new in zip(fixed, before, after, strict=True):
-            if name.startswith(("co_history", "co_video", "offset")):
-                continue  # computed from the log
+        before = read_weights(folder / "weights.npz", len(model.weights))
+        load_grown(model, folder / "weights.npz")
+        for old, new in zip(before, model.get_weights(), strict=True):
             np.testing.assert_array_equal(new[: len(old)] if new.ndim else new, old)
             if new.shape != old.shape:
                 grown += 1
-                np.testing.assert_array_equal(
-                    new[len(old) :], old[2:3].repeat(len(new) - len(old), 0)
-                )
+                unknown = old[OUT_OF_VOCABULARY]
+                assert all(np.array_equal(row, unknown) for row in new[len(old) :])
     assert grown >= 4  # videos and genres, in either model
+
+
+def test_training_moves_little_and_only_what_it_read(base: Job, updated: Job) -> None:
+    names = ("videos", "genres")  # tables of the candidate tower, by video_index and by genre
+    spec = FeatureSpec.load(updated.run.features / "spec.json")
+    model = build_two_tower(FeatureTables(FeatureStore(updated.run), spec), CONFIG)
+    before, after = (
+        read_weights(job.run.retriever / "weights.npz", len(model.weights))
+        for job in (base, updated)
+    )
+    places = [n for n, w in enumerate(model.weights) if any(name in w.name for name in names)]
+    moved = [np.abs(after[n][: len(before[n])] - before[n]).max() for n in places]
+    assert places and 0 < max(moved) < 0.1
 
 
 def test_a_new_video_and_a_new_user_are_served(updated: Job) -> None:
@@ -324,7 +327,6 @@ def test_the_same_day_is_refused_the_second_time(updated: Job, day: Day) -> None
     before = state(updated.run)
     with pytest.raises(DataError, match=r"80 of 80 events are not later.*appended before"):
         verb.update(updated, QUIET, **day.files)
-    run_all(updated, QUIET)  # removes the rest of the try
     assert state(updated.run) == before
 
 
@@ -354,10 +356,8 @@ def test_bad_rows_are_dropped_as_in_validation(copied: Job, day: Day, tmp_path: 
 
 @pytest.mark.parametrize("moment", ["before it counts", "after it counts"])
 def test_a_crash_midway_leaves_a_whole_run(
-    copied: Job, day: Day, moment: str, monkeypatch: pytest.MonkeyPatch
+    copied: Job, day: Day, moment: str, no_training: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workflow import staging
-
     class Killed(BaseException):
         pass
 
@@ -398,25 +398,29 @@ def test_run_afterwards_has_nothing_to_do(updated: Job) -> None:
     assert [entry["stage"] for entry in entries] == [stage.name for stage in STAGES] == list(NAMES)
 
 
-def test_nothing_throws_updates_away_unasked(copied: Job, day: Day, source: Path) -> None:
-    verb.update(copied, QUIET, **day.files)
+def test_nothing_throws_updates_away_unasked(updated: Job, source: Path) -> None:
     rules = CONFIG.validation.model_copy(update={"max_bad_fraction": 0.01})
-    changed = Job(
-        copied.run, CONFIG.model_copy(update={"validation": rules}), source,
-        source / "contract.toml",
-    )  # fmt: skip
+    settings = CONFIG.model_copy(update={"validation": rules})
+    before = state(updated.run)
     with pytest.raises(ConfigError, match="would leave out what marquee update appended"):
-        run_all(changed, QUIET)
+        run_all(Job(updated.run, settings, source, source / "contract.toml"), QUIET)
     with pytest.raises(ConfigError, match="cannot be evaluated"):
-        evaluate(copied, QUIET)
+        evaluate(updated, QUIET)
     with pytest.raises(ConfigError, match="ranker cannot be trained alone"):
-        run_stages(copied, QUIET, ("train_ranker",), force=True)
-    run_stages(copied, QUIET, ("features",), force=True)
-    entries = run_all(copied, QUIET)  # a full training on everything
-    assert [e["stage"] for e in entries if e["skipped"]] == ["validate", "features"]
-    assert NEW_VIDEO.encode() in indices(copied, "video") and len(copied.run.updates) == 1
-    run_stages(copied, QUIET, ("validate",), force=True)
-    assert copied.run.updates == []
+        run_stages(updated, QUIET, ("train_ranker",), force=True)
+    assert state(updated.run) == before
+
+
+def test_a_full_training_goes_on_from_what_was_appended(
+    updated: Job, source: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(updated.run.root, tmp_path / "run")
+    job = Job(Run(tmp_path / "run"), CONFIG, source, source / "contract.toml")
+    run_stages(job, QUIET, ("features",), force=True)
+    assert NEW_VIDEO.encode() in indices(job, "video") and len(job.run.updates) == 1
+    assert sorted(job.run.manifest()["stages"]) == ["features", "validate"]  # the rest is undone
+    run_stages(job, QUIET, ("validate",), force=True)
+    assert job.run.updates == [] and sorted(job.run.manifest()["stages"]) == ["validate"]
 
 
 def test_an_unfinished_run_is_refused(copied: Job, day: Day) -> None:
