@@ -57,7 +57,7 @@ class Recipe:
             is not forgotten.
     """
 
-    replay_days: int = 6
+    replay_days: int = 3
     retriever: Steps = Steps(1, 5e-4)
     ranker: Steps = Steps(1, 3e-4)
 
