@@ -146,7 +146,9 @@ def base(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
 @pytest.fixture
 def copied(base: Job, tmp_path: Path) -> Job:
     shutil.copytree(base.run.root, tmp_path / "run")
-    return Job(Run(tmp_path / "run"), CONFIG, base.source, base.contract_file)
+    job = Job(Run(tmp_path / "run"), CONFIG, base.source, base.contract_file)
+    job.save()  # its place is another one
+    return job
 
 
 @pytest.fixture(scope="module")
