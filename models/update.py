@@ -50,7 +50,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an update trains; tests/bench/daily_update.py chose the numbers.
+    """How an update trains: first guesses, which tests/bench/daily_update.py has yet to judge.
 
     Attributes:
         replay_days: days before the new ones that are read once more, so that what changes slowly
