@@ -138,7 +138,8 @@ def full(run: Path, source: Path) -> float:
 def update(run: Path, day: Path) -> float:
     return cpu_of(
         "-c", "from workflow.cli import main; main()", "update", "--run", run,
-        "--events", day / "events", "--users", day / "users.parquet", "--videos", day / "videos.parquet",
+        "--events", day / "events",
+        "--users", day / "users.parquet", "--videos", day / "videos.parquet",
     )  # fmt: skip
 
 
