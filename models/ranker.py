@@ -111,7 +111,7 @@ def _fit(
     fit = Fit(
         model=model,
         optimizer=optimizer,
-        step=gradient_step(model, optimizer, lambda batch: _loss(model, tables, batch)),
+        step=gradient_step(model, optimizer, lambda batch: ranker_loss(model, tables, batch)),
         batches=batches,
         validate=None if valid is None else lambda: _valid_score(model, setting, valid),
         checkpoints=setting.checkpoints / retrieval.phase,
@@ -121,7 +121,8 @@ def _fit(
     return model, fit.run(setting.report, f"ranker {retrieval.phase}")
 
 
-def _loss(model: Ranker, tables: FeatureTables, batch: Tensors) -> Any:
+def ranker_loss(model: Ranker, tables: FeatureTables, batch: Tensors) -> Any:
+    """Loss of one batch of TaskBatches; scalar."""
     loss = tf.constant(0.0)
     if batch["events"]:
         events = batch["events"] | {"duration_s": tables.duration_s(batch["events"])}

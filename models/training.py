@@ -6,7 +6,7 @@ import json
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -218,14 +218,33 @@ def load_weights(model: Any, path: Path) -> None:
     Raises:
         MissingArtifactError: the file is damaged, or the model has other shapes.
     """
+    values = read_weights(path, len(model.weights))
+    try:
+        model.set_weights(values)
+    except ValueError as error:
+        raise _unreadable(path, len(model.weights), error) from error
+
+
+def read_weights(path: Path, count: int) -> list[Any]:
+    """The `count` arrays that `save_weights` wrote, by position.
+
+    Raises:
+        MissingArtifactError: the file is damaged, or has another number of them.
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            values: Iterable[Any] = [arrays[name] for name in sorted(arrays.files)]
-        model.set_weights(list(values))
+            values = [arrays[name] for name in sorted(arrays.files)]
+        if len(values) != count:
+            raise ValueError(f"{len(values)} weights")
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise MissingArtifactError(
-            f"{path} is damaged or of another model",
-            expected=f"{len(model.weights)} weights",
-            found=str(error),
-            next_step=f"marquee train --run {path.parents[2]} --force",
-        ) from error
+        raise _unreadable(path, count, error) from error
+    return values
+
+
+def _unreadable(path: Path, count: int, error: Exception) -> MissingArtifactError:
+    return MissingArtifactError(
+        f"{path} is damaged or of another model",
+        expected=f"{count} weights",
+        found=str(error),
+        next_step=f"marquee train --run {path.parents[2]} --force",
+    )

@@ -318,5 +318,6 @@ from workflow import (  # noqa: E402  (they add their verbs to `app`)
     cli_refresh,  # noqa: F401
     cli_serving,  # noqa: F401
     cli_ui,  # noqa: F401
+    cli_update,  # noqa: F401
     cli_user,  # noqa: F401
 )

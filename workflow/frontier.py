@@ -37,6 +37,7 @@ from workflow.console import Output, Report
 from workflow.job import Job, locked_folder
 from workflow.pipeline import link_stages, run_stages
 from workflow.run import Run, read_json, write_bytes, write_json
+from workflow.staging import check_held_out
 
 MEASURE_ALL = 12  # configurations; of more, only those that might be on the frontier are measured
 BEFORE_RANKER = ("validate", "features", "train_retriever")
@@ -61,6 +62,7 @@ class Frontier:
         """
         run, config = self.job.run, self.job.config
         run.require(run.repository, "model repository", "marquee export")
+        check_held_out(run)
         index = read_json(run.index / "report.json")
         present = present_configuration(config, index["kind"])
         tried = self.sweep.configurations(

@@ -17,6 +17,7 @@ from workflow.console import Output, Report
 from workflow.errors import ConfigError, MissingArtifactError
 from workflow.run import Run, content_key, read_json, write_bytes, write_json
 from workflow.schema import Contract
+from workflow.staging import check_redo, finish, forget_later, is_pending
 
 STAGE_FORMAT = 3  # raise it when a stage's output changes without its settings changing
 
@@ -60,6 +61,9 @@ class Job:
             MissingArtifactError: there is no such run.
             ConfigError: its settings cannot be read.
         """
+        if is_pending(run):
+            with locked(run):
+                pass  # which finishes it
         saved = _read_saved(run)
         return cls(
             run,
@@ -140,11 +144,13 @@ def carry_out(
         recorded = job.run.recorded(stage.name) or {}
         output.say(f"[dim]= {stage.title}: up to date[/]")
         return {"stage": stage.name, "skipped": True, **_entry(recorded)}
+    check_redo(job.run, stage.name, force=force)
     key = stage.key(job)
     _prepare_checkpoints(job.run, stage.name, key, keep=resume)
     started = time.monotonic()
     with output.stage(stage.title) as report:
         summary = stage.work(job, report)
+    forget_later(job.run, stage.name)
     job.run.record(stage.name, stage.key(job), time.monotonic() - started, summary)
     return {"stage": stage.name, "skipped": False, **_entry(job.run.recorded(stage.name) or {})}
 
@@ -166,12 +172,13 @@ def _prepare_checkpoints(run: Run, stage: str, key: str, *, keep: bool) -> None:
 
 @contextmanager
 def locked(run: Run) -> Iterator[None]:
-    """One process at a time changes a run folder.
+    """One process at a time changes a run folder; an update that was killed is finished first.
 
     Raises:
         ConfigError: another process is at work on it.
     """
     with locked_folder(run.root, "--run", f"run {run}"):
+        finish(run)
         yield
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from workflow.console import Output, Report
 from workflow.job import Job, Stage, carry_out, locked, save_contract, saved_settings
 from workflow.run import Run
+from workflow.staging import check_held_out
 
 SERVING_CODE = Path(__file__).parent.parent / "triton_repo"
 
@@ -155,6 +156,9 @@ def evaluate(job: Job, output: Output) -> dict[str, Any]:
     Further seeds are trained in `evaluation/seed-<n>`. Leave-last-out holds out other events than
     the run's temporal split, so it trains retrievers of its own in `evaluation/leave_last_out` of
     each seed. What is current is not trained again.
+
+    Raises:
+        ConfigError: `marquee update` has trained the models on the test part.
     """
     from models.evaluation.evaluate import evaluate as evaluate_models
     from models.evaluation.learned import Trained
@@ -162,6 +166,7 @@ def evaluate(job: Job, output: Output) -> dict[str, Any]:
     from models.evaluation.report import write_report
 
     job.run.require(job.run.ranker, "ranker", "marquee train")
+    check_held_out(job.run)
     first = job.config.seed
     jobs = [job]
     jobs += [_seed(job, first + n, output) for n in range(1, job.config.evaluation.seeds)]

@@ -107,6 +107,11 @@ class Run:
         """What serving could trade: frontier.json, frontier.html, and the configurations tried."""
         return self.root / "frontier"
 
+    @property
+    def staged(self) -> Path:
+        """What `marquee update` makes, itself laid out as a run, until it takes its place."""
+        return self.root / "update"
+
     # --- bookkeeping -------------------------------------------------------------------------
     @property
     def manifest_file(self) -> Path:
@@ -145,6 +150,12 @@ class Run:
             "summary": summary,
         }
         write_json(self.manifest_file, manifest)
+
+    @property
+    def updates(self) -> list[dict[str, Any]]:
+        """What `marquee update` recorded of each day that it appended, oldest first."""
+        updates: list[dict[str, Any]] = self.manifest().get("updates", [])
+        return updates
 
     def recorded(self, stage: str) -> dict[str, Any] | None:
         entry: dict[str, Any] | None = self.manifest().get("stages", {}).get(stage)
@@ -209,7 +220,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 def swap_folder(new: Path, target: Path) -> None:
     """Let `new` take the place and name of `target` (which need not exist), all on one disk."""
-    _sync_tree(new)
+    sync_tree(new)
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     if target.exists():
         target.rename(old)
@@ -299,7 +310,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Wait until everything in the folder is on the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             _sync(path)

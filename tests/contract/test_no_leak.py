@@ -27,7 +27,7 @@ from tests.fixtures import (
 from workflow.config import Config
 from workflow.errors import DataError
 from workflow.features import daily, history
-from workflow.features.build import _Builder
+from workflow.features.build import Builder
 from workflow.features.daily import DailyCounts
 from workflow.features.samples import build_samples, split_of
 
@@ -59,7 +59,7 @@ def logs(draw: st.DrawFn) -> Tables:
     return Tables(tables.users, tables.videos, events)
 
 
-class InMemory(_Builder):
+class InMemory(Builder):
     """The features stage's builder on frames instead of files."""
 
     def __init__(self, folder: Path, config: Config, tables: Tables, num_partitions: int) -> None:
@@ -82,7 +82,7 @@ class InMemory(_Builder):
         return pd.concat(parts, ignore_index=True)
 
 
-def built(tables: Tables, config: Config = CONFIG) -> tuple[_Builder, pd.DataFrame]:
+def built(tables: Tables, config: Config = CONFIG) -> tuple[Builder, pd.DataFrame]:
     """The stage's own samples before encoding, in the order of the events."""
     with tempfile.TemporaryDirectory() as folder:
         builder = InMemory(Path(folder), config, tables, num_partitions=2)

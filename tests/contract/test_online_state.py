@@ -22,7 +22,7 @@ from tests.fixtures import Tables, make_config, make_contract, make_tables, rand
 from triton_repo.export import _Exporter
 from triton_repo.graph import Graph, save_graph, tensor_info
 from triton_repo.local import _module
-from workflow.features.build import _Builder, build_features
+from workflow.features.build import Builder, build_features
 from workflow.run import Run, write_json
 
 CONFIG = make_config(features={"history_length": 6, "session_length": 3, "long_history_length": 12})
@@ -84,7 +84,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
     longer = write_run(folder / "longer", contract, Tables(tables.users, tables.videos, events))
     files = sorted((longer.data / "events").glob("*.parquet"))
-    _Builder(baked.features, CONFIG, contract, longer.data, files).scan()
+    Builder(baked.features, CONFIG, contract, longer.data, files).scan()
     exported = [export(run, contract) for run in (baked, plain)]
     return Case(folder, tables, further, *exported, request.param)
 

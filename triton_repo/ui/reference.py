@@ -18,6 +18,7 @@ from workflow.features.encoded import FeatureStore
 from workflow.features.spec import FeatureSpec
 from workflow.frames import read_frame
 from workflow.run import Run
+from workflow.staging import is_updated
 
 if TYPE_CHECKING:
     from triton_repo.ui.source import LiveSource
@@ -134,6 +135,8 @@ class Log:
         """What the served ranker says of held-out events, and what happened."""
         if not self.spec.has_label:
             return {"missing": "The log has no label to compare with"}
+        if is_updated(self.run, "train_ranker"):
+            return {"missing": "No held-out events: marquee update trains on the whole log"}
         count = min(len(self.recent), NUM_JUDGED)
         if count < LEAST_EVENTS:
             return {"missing": f"Too few held-out events: {count} of {LEAST_EVENTS}"}

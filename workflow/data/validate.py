@@ -19,7 +19,7 @@ from workflow.data.parts import PartStats, Rows, write_parts
 from workflow.data.reading import ROWS_PER_CHUNK, TableFiles
 from workflow.errors import DataError, MarqueeError
 from workflow.run import Run, replaced_folder, write_json
-from workflow.schema import Contract
+from workflow.schema import Contract, Table
 
 _ENTITIES = {"users": "user_id", "videos": "video_id"}
 _ENTITY_SHARE, _READ_SHARE = 0.05, 0.8  # of the progress bar
@@ -44,12 +44,12 @@ def validate(
         StorageError: the disk is full.
     """
     with replaced_folder(run.data) as folder:
-        summary = _Validation(config, contract, source, folder, report).run()
+        summary = Validation(config, contract, source, folder, report).run()
         write_json(folder / "report.json", summary)
     return summary
 
 
-class _Validation:
+class Validation:
     """One validation: read tables, spool events, write what `run.data` will hold."""
 
     def __init__(
@@ -84,7 +84,7 @@ class _Validation:
         opened: dict[str, TableFiles] = {}
         for name, table in self.contract.tables().items():
             try:
-                files = TableFiles(self.source, table, name)
+                files = self._table_files(name, table)
                 problems = files.problems()
             except MarqueeError as error:
                 self.findings.fail(name, WHOLE_TABLE, error)
@@ -95,6 +95,9 @@ class _Validation:
             if not problems:
                 opened[name] = files
         return opened
+
+    def _table_files(self, name: str, table: Table) -> TableFiles:
+        return TableFiles(self.source, table, name)
 
     def _load(self, name: str, files: dict[str, TableFiles]) -> pa.Table | None:
         if name not in files:

@@ -24,7 +24,7 @@ from workflow.features.history_files import HistoryWriter, load_histories
 from workflow.features.local_time import user_offset_s
 from workflow.features.sample_files import SampleEncoder, write_raw
 from workflow.features.samples import Cuts, Known, build_samples, split_of
-from workflow.features.spec import Feature, FeatureSpec
+from workflow.features.spec import FeatureSpec
 from workflow.features.split import NAMES, TEST, temporal_cuts
 from workflow.frames import read_frame
 from workflow.run import Run, replaced_folder, write_json
@@ -46,25 +46,11 @@ def build_features(
     files = sorted((data / "events").glob("*.parquet"))
     with replaced_folder(run.features) as folder:
         require_shared(folder.absolute())
-        builder = _Builder(folder.absolute(), config, contract, data.absolute(), files)
-        report(0, 5, "histories")
-        builder.scan()
-        report(1, 5, "point-in-time samples")
-        builder.write_raw_samples()
-        report(2, 5, "fitting workflows")
-        builder.fit_workflows()
-        report(3, 5, "encoding samples")
-        counts = builder.encode_samples()
-        report(4, 5, "encoding users and videos")
-        builder.encode_tables()
-        spec = builder.spec()
-        spec.save(folder / "spec.json")
-        summary = {**counts, "num_features": len(spec.features)}
-        write_json(folder / "summary.json", summary)
-    return summary
+        builder = Builder(folder.absolute(), config, contract, data.absolute(), files)
+        return builder.build(report)
 
 
-class _Builder:
+class Builder:
     """Keeps what the steps of one features stage share."""
 
     def __init__(
@@ -75,7 +61,24 @@ class _Builder:
         self.data, self.files = data, files
         self.users = read_frame(data / "users.parquet", _user_columns(contract))
         self.videos = read_frame(data / "videos.parquet", _video_columns(contract))
-        self.features: list[Feature] = []
+
+    def build(self, report: Report) -> dict[str, Any]:
+        """All passes; returns counts for the summary."""
+        report(0, 5, "histories")
+        self.scan()
+        report(1, 5, "point-in-time samples")
+        self.write_raw_samples()
+        report(2, 5, "fitting workflows")
+        self.fit_workflows()
+        report(3, 5, "encoding samples")
+        counts = self.encode_samples()
+        report(4, 5, "encoding users and videos")
+        self.encode_tables()
+        spec = self.spec()
+        spec.save(self.folder / "spec.json")
+        summary = {**counts, "num_features": len(spec.features)}
+        write_json(self.folder / "summary.json", summary)
+        return summary
 
     # --- pass 1: split points, histories, daily counts -----------------------------------------
     def scan(self) -> None:
@@ -93,10 +96,13 @@ class _Builder:
                 self._scan_partition(events, daily, histories)
         self.known = Known(
             load_histories(self.folder / "history"), daily.finish(), self._publish_time(),
-            self.totals.label_prior if self.contract.has_label else 0.5, self._utc_offset_s(),
+            self._label_prior(), self._utc_offset_s(),
         )  # fmt: skip
         for field in fields(self.known.daily):
             self._save("daily", field.name, getattr(self.known.daily, field.name))
+
+    def _label_prior(self) -> float:
+        return self.totals.label_prior if self.contract.has_label else 0.5
 
     def _scan_partition(
         self, events: pd.DataFrame, daily: DailyCounter, histories: HistoryWriter
