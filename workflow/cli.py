@@ -14,6 +14,7 @@ from workflow.config import changed_config, load_config
 from workflow.console import CtrlC, Output
 from workflow.errors import ConfigError, MarqueeError
 from workflow.job import Job
+from workflow.remote import as_folder
 from workflow.run import Run
 
 app = typer.Typer(
@@ -33,8 +34,10 @@ DatasetOption = Annotated[
     typer.Option("--dataset", help="sim, movielens-1m, kuairand, kuairec, or custom (own files)."),
 ]
 SourceOption = Annotated[
-    Path | None,
-    typer.Option("--source", metavar="FOLDER", help="Folder of raw files, instead of a download."),
+    str | None,
+    typer.Option(
+        "--source", metavar="FOLDER", help="Folder or URL (s3://…) of raw files, no download."
+    ),
 ]
 ContractOption = Annotated[
     Path | None,
@@ -127,7 +130,7 @@ def _job(
     dataset: str | None = None,
     config_file: Path | None = None,
     overrides: list[str] | None = None,
-    source: Path | None = None,
+    source: str | None = None,
     contract: Path | None = None,
     create: bool = False,
 ) -> Job:
@@ -149,11 +152,11 @@ def _job(
     name = dataset or ("custom" if contract is not None else "sim")
     config = load_config(name, config_file, overrides)
     folder = run or Path("runs") / (load_contract(contract).name if contract else name)
-    return Job(Run(folder), config, source, contract)
+    return Job(Run(folder), config, None if source is None else as_folder(source), contract)
 
 
 def _changed(
-    job: Job, config_file: Path | None, overrides: list[str] | None, source: Path | None
+    job: Job, config_file: Path | None, overrides: list[str] | None, source: str | None
 ) -> Job:
     """A run's settings with this call's changes on top."""
     if config_file is None and not overrides and source is None:
@@ -161,7 +164,7 @@ def _changed(
     return Job(
         job.run,
         changed_config(job.config, config_file, overrides),
-        source or job.source,
+        job.source if source is None else as_folder(source),
         job.contract_file,
     )
 
