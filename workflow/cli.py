@@ -16,6 +16,7 @@ from workflow.errors import ConfigError, MarqueeError
 from workflow.job import Job
 from workflow.remote import as_folder
 from workflow.run import Run
+from workflow.workers import read_workers
 
 app = typer.Typer(
     name="marquee",
@@ -216,13 +217,12 @@ def _stages(
     *,
     force: bool,
     next_verb: str,
-    resume: bool = False,
 ) -> None:
     """Carry out stages and print what they recorded."""
     from workflow.pipeline import run_stages
     from workflow.verbs import report_stages
 
-    entries = run_stages(job, output, names, force=force, resume=resume)
+    entries = run_stages(job, output, names, force=force)
     report_stages(job, output, entries, f"marquee {next_verb} --run {job.run}")
 
 
@@ -270,7 +270,9 @@ def train(
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Train the two-tower retriever and the DLRM ranker."""
+    """Train the two-tower retriever and the DLRM ranker; by several processes with TF_CONFIG."""
+    from workflow.verbs import train_run
+
     chosen = {
         "retriever": ("train_retriever",),
         "ranker": ("train_ranker",),
@@ -278,9 +280,9 @@ def train(
     }
     if model not in chosen:
         raise ConfigError(f"no model {model!r}", expected="retriever, ranker or both")
-    job = _changed(_existing(run), None, set_, None)
+    job = replace(_changed(_existing(run), None, set_, None), workers=read_workers(os.environ))
     output = _on(device, Output(json))
-    _stages(chosen[model], job, output, force=force, next_verb="index", resume=resume)
+    train_run(job, output, chosen[model], force=force, resume=resume)
 
 
 @app.command()

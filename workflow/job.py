@@ -18,6 +18,7 @@ from workflow.errors import ConfigError, MissingArtifactError
 from workflow.remote import Folder, as_folder, is_url
 from workflow.run import Run, content_key, read_json, write_bytes, write_json
 from workflow.schema import Contract
+from workflow.workers import Workers
 
 STAGE_FORMAT = 3  # raise it when a stage's output changes without its settings changing
 
@@ -31,6 +32,7 @@ class Job:
     source: Folder | None = None
     contract_file: Path | None = None
     dask_scheduler: str | None = None  # makes the features; not remembered with the run
+    workers: Workers | None = None  # train together; not remembered either
     loaded: dict[str, Contract] = field(default_factory=dict)
 
     @property

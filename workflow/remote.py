@@ -142,5 +142,7 @@ def _driver(folder: UPath) -> Any:
         return folder.fs
     except ImportError as error:
         raise ConfigError(
-            f"{folder} needs a driver that is not installed", found=reason(error)
+            f"{folder} needs a driver that is not installed",
+            found=reason(error),
+            next_step="pip install it beside marquee",
         ) from None

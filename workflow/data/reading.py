@@ -183,9 +183,9 @@ class TableFiles:
 
     def short(self, file: Folder) -> str:
         """A file's path within the source folder, for messages."""
-        return (
-            file.relative_to(self.folder).as_posix() if self.folder in file.parents else file.name
-        )
+        if self.folder not in file.parents:
+            return file.name
+        return "/".join(file.parts[len(self.folder.parts) :])
 
 
 def read_chunks(
