@@ -16,6 +16,7 @@ from typing import Any
 
 import models.compat  # noqa: F401
 
+import numpy as np
 import tensorflow as tf
 
 from workflow.errors import TrainingError
@@ -73,6 +74,11 @@ class Team:
             return compute(*arguments)
         return self._strategy.run(compute, arguments)
 
+    def begin_epoch(self, number: int) -> None:
+        """Let all workers mix the samples alike, whatever each has drawn before."""
+        if self.size > 1:
+            np.random.seed(number)
+
     def agreed(self, values: list[float]) -> list[float]:
         """The first worker's numbers, on all of them.
 
@@ -127,8 +133,8 @@ def lost_workers() -> Iterator[None]:
             raise
         message = " ".join(error.message.split())[:300]
         raise TrainingError(
-            f"worker {team().index} of {team().size} cannot go on without the others",
-            expected=f"all of them at the same step within {TIMEOUT_S:.0f} s",
+            f"worker {team().index} of {team().size} cannot go on with the others",
+            expected=f"the same features, and the same step within {TIMEOUT_S:.0f} s",
             found=message,
             next_step="start all workers again; with --resume from the last finished epoch",
         ) from None

@@ -147,6 +147,7 @@ class Fit:
         self, progress: Progress, average: WeightAverage, report: Report, title: str
     ) -> None:
         started, losses = time.monotonic(), []
+        team().begin_epoch(progress.epoch)
         total = len(self.batches)
         for number, batch in enumerate(self.batches):
             losses.append(self.step(batch))
@@ -197,7 +198,7 @@ def gradient_step(
         with tf.GradientTape() as tape:
             loss = loss_of(batch)
         gradients = tape.gradient(loss, model.trainable_variables)
-        return team().sum([loss, *(_dense(gradient) for gradient in gradients)])
+        return _added([loss, *map(_dense, gradients)], batch)
 
     @tf.function(reduce_retracing=True)
     def step(batch: Any) -> Any:
@@ -211,6 +212,18 @@ def gradient_step(
             return step(batch)
 
     return call
+
+
+def _added(tensors: list[Any], batch: Any) -> list[Any]:
+    """Sums over the workers, who must have read the same batch."""
+    if team().size == 1:
+        return tensors
+    total = tf.reduce_sum(tf.cast(batch["user_row"], tf.int64))
+    rows = tf.cast(total % 65_521, tf.float32)  # small enough for exact sums
+    rows_of_all, *added = team().sum([rows, *tensors])
+    message = "the workers read different samples"
+    tf.debugging.assert_equal(rows_of_all, team().size * rows, message)
+    return added
 
 
 SPARSE_FROM_ROWS = 200_000

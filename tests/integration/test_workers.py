@@ -124,5 +124,5 @@ def test_a_lost_worker_ends_the_others(
     _, err = workers[1 - lost].communicate(timeout=300)
     assert workers[1 - lost].returncode not in (0, None)
     if lost == 1:
-        assert f"worker {1 - lost} of 2 cannot go on without the others" in err, err
+        assert f"worker {1 - lost} of 2 cannot go on with the others" in err, err
     assert contents(run / "models") == before
