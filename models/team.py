@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import models.compat  # noqa: F401
+import workflow.environment  # noqa: F401  (and not models.compat, which starts TensorFlow)
 
 import numpy as np
 import tensorflow as tf
@@ -23,7 +23,7 @@ from workflow.errors import TrainingError
 from workflow.workers import Workers
 
 TIMEOUT_S = 600.0  # for the slowest worker to start, or to come to the same step
-HEARTBEAT_S = 60.0  # a worker that has not been heard of for so long is gone
+HEARTBEAT_S = 300.0  # a machine not heard of for so long is gone; dead processes are seen at once
 
 
 class Team:
@@ -87,7 +87,7 @@ class Team:
         """
         if self.size == 1:
             return values
-        own = tf.constant(values, tf.float64) * float(self.is_first)
+        own = tf.constant(values if self.is_first else [0.0] * len(values), tf.float64)
         with lost_workers():
             [agreed] = self.each(lambda: self.sum([own]))
             return [float(value) for value in agreed]
@@ -110,7 +110,7 @@ class Team:
 
 
 def _watch_each_other(count: int) -> None:
-    """Patient while workers start; a dead one is noticed by its missing heartbeat."""
+    """Be patient while workers start, and where a machine is paused for a while."""
     from tensorflow.python.eager import context  # nothing public sets these times
 
     job = context.coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=count)

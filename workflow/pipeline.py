@@ -44,21 +44,26 @@ def _features(job: Job, report: Report) -> dict[str, Any]:
         return build_features(job.run, job.config, job.contract, report)
 
 
-def _train_retriever(job: Job, report: Report) -> dict[str, Any]:
-    """Watches → query tower and candidate tower; the catalogue's vectors."""
-    from models.retriever import train_retriever
+def _join(job: Job) -> None:
+    """Meet the other workers before Merlin is imported, which starts TensorFlow."""
     from models.team import join
 
     join(job.workers)
+
+
+def _train_retriever(job: Job, report: Report) -> dict[str, Any]:
+    """Watches → query tower and candidate tower; the catalogue's vectors."""
+    _join(job)
+    from models.retriever import train_retriever
+
     return train_retriever(job.run, job.config, report)
 
 
 def _train_ranker(job: Job, report: Report) -> dict[str, Any]:
     """Exposures and retrieved lists → DLRM, and the weights of its tasks in the final score."""
+    _join(job)
     from models.ranker import train_ranker
-    from models.team import join
 
-    join(job.workers)
     return train_ranker(job.run, job.config, report)
 
 

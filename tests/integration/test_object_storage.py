@@ -153,8 +153,16 @@ class Puts:
 
 
 @pytest.fixture
-def puts(monkeypatch: pytest.MonkeyPatch) -> Puts:
-    return Puts(monkeypatch)
+def changed_driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """What is patched holds: a driver keeps the methods that it had when it was made."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield monkeypatch
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def puts(changed_driver: pytest.MonkeyPatch) -> Puts:
+    return Puts(changed_driver)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -225,7 +233,7 @@ def test_what_was_changed_is_not_fetched(url: str, tmp_path: Path, name: str) ->
 
 
 def test_what_arrives_changed_is_not_sealed(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, tmp_path: Path, changed_driver: pytest.MonkeyPatch
 ) -> None:
     original = s3fs.S3FileSystem._put_file
 
@@ -233,7 +241,7 @@ def test_what_arrives_changed_is_not_sealed(
         await original(fs, source, target, **options)
         await fs._pipe_file(target, b"other")
 
-    monkeypatch.setattr(s3fs.S3FileSystem, "_put_file", damaged)
+    changed_driver.setattr(s3fs.S3FileSystem, "_put_file", damaged)
     with pytest.raises(BundleError, match="not what was sent"):
         publish(make(tmp_path / "source"), as_bucket(url))
     with pytest.raises(StorageError, match=POINTER):

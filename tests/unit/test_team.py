@@ -114,5 +114,5 @@ def test_a_lost_worker_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(tf.errors.UnavailableError), lost_workers():  # alone: another matter
         raise error
     monkeypatch.setattr(teams, "_team", Part(1, 2, 0.0))
-    with pytest.raises(TrainingError, match="worker 1 of 2.*connection reset"), lost_workers():
+    with pytest.raises(TrainingError, match=r"worker 1 of 2.*connection reset"), lost_workers():
         raise error
