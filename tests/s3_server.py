@@ -28,7 +28,6 @@ def s3_server() -> Iterator[None]:
         "AWS_CONFIG_FILE": "/nowhere",
         "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_MAX_ATTEMPTS": "1",
         "no_proxy": "127.0.0.1",
     }
     with pytest.MonkeyPatch.context() as patch:

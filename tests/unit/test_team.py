@@ -86,7 +86,7 @@ def test_parts_of_the_softmax_add_up(monkeypatch: pytest.MonkeyPatch, rows: int)
     def loss(mine: Any) -> Any:
         return sampled_softmax(mine(logits), mine(position), weights, log_q)
 
-    found = parts(monkeypatch, loss, 3, rows)
+    found = parts(monkeypatch, loss, 3, float(rows))
     assert sum(found) == pytest.approx(whole, rel=1e-6)
     # A mean of means would be another number: shares differ in size.
     assert np.mean(np.array(found) * rows / np.array([3, 2, 2])) != pytest.approx(whole, rel=1e-3)
