@@ -131,11 +131,12 @@ def lost_workers() -> Iterator[None]:
     except tf.errors.OpError as error:
         if team().size == 1:
             raise
-        message = " ".join(error.message.split())[:300]
+        lines = error.message.splitlines() or [""]
+        telling = [line for line in lines if "aborted" in line or "samples" in line]
         raise TrainingError(
             f"worker {team().index} of {team().size} cannot go on with the others",
             expected=f"the same features, and the same step within {TIMEOUT_S:.0f} s",
-            found=message,
+            found=(telling or lines)[0][:300],
             next_step="start all workers again; with --resume from the last finished epoch",
         ) from None
 
