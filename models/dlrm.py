@@ -15,6 +15,7 @@ from models.attention import TargetAttention
 from models.blocks import drop_ids, embedding_tables, split_kinds
 from models.inputs import Tensors
 from models.scoring import Scoring
+from models.team import team
 from models.watch_time import WatchTime
 from workflow.config import RankerConfig
 from workflow.features.spec import QUERY_GROUPS, Feature, FeatureSpec
@@ -232,6 +233,7 @@ def _joined(features: Tensors, names: tuple[str, ...]) -> Any:
 
 
 def mean_where(chosen: Any, values: Any) -> Any:
-    """Mean of the chosen values, 0 if there are none; scalar."""
+    """This worker's part (models.team) of the mean of the chosen values, 0 if there are none."""
     total = tf.reduce_sum(tf.where(chosen, values, 0.0))
-    return total / tf.maximum(tf.reduce_sum(tf.cast(chosen, tf.float32)), 1.0)
+    count = team().whole(tf.reduce_sum(tf.cast(chosen, tf.float32)))
+    return total / tf.maximum(count, 1.0)

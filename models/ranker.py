@@ -18,6 +18,7 @@ from models.inputs import FeatureTables, Tensors, sample_columns
 from models.metrics import auc, log_loss
 from models.ranker_predict import Predictor, combined, log_sigmoid
 from models.scoring import Platt, Scoring, fit_platt, fit_spread, fit_weights
+from models.team import team
 from models.training import Fit, Progress, Setting, gradient_step, load_weights, save_weights
 from models.watch_time import WatchTime
 from models.windows import WindowBatches
@@ -124,6 +125,7 @@ def _fit(
 def ranker_loss(model: Ranker, tables: FeatureTables, batch: Tensors) -> Any:
     """Loss of one batch of TaskBatches; scalar."""
     loss = tf.constant(0.0)
+    batch = team().mine({name: batch[name] for name in ("events", "lists")})
     if batch["events"]:
         events = batch["events"] | {"duration_s": tables.duration_s(batch["events"])}
         loss += model.event_loss(*tables.ranker_windows(events), events)

@@ -18,6 +18,7 @@ from models.inputs import FeatureTables, SampleBatches, sample_columns
 from models.metrics import Float32, Int64, list_quality, ranking_metrics, top_k
 from models.queries import Queries, held_out_queries
 from models.targets import OBJECTIVES, Goal, Targets
+from models.team import team
 from models.training import Fit, Progress, Setting, gradient_step, load_weights, save_weights
 from models.two_tower import (
     TwoTower,
@@ -93,7 +94,8 @@ def _search(
                 epochs=RACE_EPOCHS,
             )  # fmt: skip
             lists = _best_lists(model, setting.tables, valid)
-            tried[goal] = round(float(list_quality(lists, valid.relevant).mean()), 4)
+            [quality] = team().agreed([float(list_quality(lists, valid.relevant).mean())])
+            tried[goal] = round(quality, 4)
     goal = max(goals, key=lambda goal: tried.get(goal, 0.0))
     # Continues from the checkpoints of the race.
     model, progress = _fit(setting, f"search {goal}", ("train",), watches, goal, valid=valid)
@@ -169,7 +171,8 @@ def batch_loss(model: TwoTower, setting: Setting, watches: Watches) -> Callable[
         distinct, place = tf.unique(tf.reshape(drawn, [-1]))
         position = tf.reshape(place, tf.shape(drawn))
         correction = tf.gather(log_q, distinct) if settings.logq_correction else None
-        return model.loss(tables.query(batch), tables.candidate(distinct), position, correction)
+        rows, position = team().mine((batch, position))
+        return model.loss(tables.query(rows), tables.candidate(distinct), position, correction)
 
     return loss_of
 

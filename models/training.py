@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from models.averaging import WeightAverage
 from models.inputs import FeatureTables
+from models.team import lost_workers, team
 from models.tracing import any_length
 from workflow.config import Config
 from workflow.console import Report
@@ -96,10 +97,11 @@ class Fit:
     def run(self, report: Report, title: str) -> Progress:
         """Train until the score has not risen for `patience` epochs, or `max_epochs`.
 
-        Continues from the last finished epoch when checkpoints are there.
+        Continues from the last finished epoch when checkpoints are there. Of several workers
+        (models.team) the first one has checkpoints; the others take over its state.
 
         Raises:
-            TrainingError: the loss became NaN or there is nothing to train on.
+            TrainingError: the loss became NaN, there is nothing to train on, or a worker is gone.
         """
         average = WeightAverage(self.model.trainable_variables)
         checkpoint = tf.train.Checkpoint(
@@ -108,21 +110,35 @@ class Fit:
         last = tf.train.CheckpointManager(checkpoint, str(self.checkpoints / "last"), 1)
         best = tf.train.CheckpointManager(checkpoint, str(self.checkpoints / "best"), 1)
         progress = self._resume(checkpoint, last)
+        self._align(progress, average)
         while progress.epoch < self.max_epochs and not self._finished(progress):
             self._epoch(progress, average, report, title)
             if self.validate is not None:
                 with average.applied():
-                    score = self.validate()
+                    [score] = team().agreed([self.validate()])
                 progress.scores.append(score)
                 if score > progress.best_score:
                     progress.best_score, progress.best_epoch = score, progress.epoch
-                    with storage_errors(self.checkpoints):
-                        best.save()
-            self._save(progress, last)
+                    self._save(best)
+            self._save(last)
+            if team().is_first:
+                write_json(self._state_file(), vars(progress))
         if self.validate is not None and best.latest_checkpoint:
             checkpoint.restore(best.latest_checkpoint).expect_partial()
         average.keep()
+        team().align(self.model.weights)
         return progress
+
+    def _align(self, progress: Progress, average: WeightAverage) -> None:
+        """Begin where the first worker begins."""
+        if team().size == 1:
+            return
+        self.optimizer.build(self.model.trainable_variables)
+        variables = [*self.model.weights, *self.optimizer.variables, *average.variables]
+        team().align(list({id(variable): variable for variable in variables}.values()))
+        state = [float(progress.epoch), float(progress.best_epoch), progress.best_score]
+        epoch, best_epoch, progress.best_score = team().agreed(state)
+        progress.epoch, progress.best_epoch = int(epoch), int(best_epoch)
 
     def _finished(self, progress: Progress) -> bool:
         waited = progress.epoch - progress.best_epoch
@@ -132,6 +148,7 @@ class Fit:
         self, progress: Progress, average: WeightAverage, report: Report, title: str
     ) -> None:
         started, losses = time.monotonic(), []
+        team().begin_epoch(progress.epoch)
         total = len(self.batches)
         for number, batch in enumerate(self.batches):
             losses.append(self.step(batch))
@@ -143,7 +160,8 @@ class Fit:
             raise TrainingError(
                 f"{title}: no training samples", next_step="marquee validate, then marquee features"
             )
-        loss = float(np.mean([float(value) for value in losses]))
+        with lost_workers():
+            loss = float(np.mean([float(value) for value in losses]))
         if not np.isfinite(loss):
             raise TrainingError(
                 f"{title}: the loss is {loss} in epoch {progress.epoch + 1}",
@@ -162,33 +180,53 @@ class Fit:
         checkpoint.restore(last.latest_checkpoint).expect_partial()
         return Progress(**json.loads(self._state_file().read_text()))
 
-    def _save(self, progress: Progress, last: Any) -> None:
-        with storage_errors(self.checkpoints):
-            last.save()
-        write_json(self._state_file(), vars(progress))
+    def _save(self, manager: Any) -> None:
+        if team().is_first:
+            with storage_errors(self.checkpoints):
+                manager.save()
 
 
 def gradient_step(
     model: Any, optimizer: Any, loss_of: Callable[[Any], Any]
 ) -> Callable[[Any], Any]:
-    """A compiled function: batch -> loss, after one optimizer step."""
+    """A compiled function: batch -> loss, after one optimizer step.
+
+    Args:
+        loss_of: a worker's part of the loss of a batch; the parts add up to the loss.
+    """
+
+    def parts(batch: Any) -> list[Any]:
+        with tf.GradientTape() as tape:
+            loss = loss_of(batch)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        return _added([loss, *map(_dense, gradients)], batch)
 
     optimizer.build(model.trainable_variables)  # else the step is traced once more, to make them
 
     @any_length
     def step(batch: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = loss_of(batch)
-        variables = model.trainable_variables
-        gradients = [_dense(gradient) for gradient in tape.gradient(loss, variables)]
+        loss, *gradients = team().each(parts, batch)
         # `strict=True` is unknown to the compiler of TensorFlow 2.12.
-        optimizer.apply_gradients(list(zip(gradients, variables)))  # noqa: B905
+        optimizer.apply_gradients(list(zip(gradients, model.trainable_variables)))  # noqa: B905
         return loss
 
     def call(batch: Any) -> Any:
-        return step(batch)
+        with lost_workers():
+            return step(batch)
 
     return call
+
+
+def _added(tensors: list[Any], batch: Any) -> list[Any]:
+    """Sums over the workers, who must have read the same batch."""
+    if team().size == 1:
+        return tensors
+    total = tf.reduce_sum(tf.cast(batch["user_row"], tf.int64))
+    rows = tf.cast(total % 65_521, tf.float32)  # small enough for exact sums
+    rows_of_all, *added = team().sum([rows, *tensors])
+    message = "the workers read different samples"
+    tf.debugging.assert_equal(rows_of_all, team().size * rows, message)
+    return added
 
 
 SPARSE_FROM_ROWS = 200_000

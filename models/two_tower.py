@@ -19,6 +19,7 @@ import tensorflow as tf
 from models.blocks import drop_ids
 from models.inputs import FeatureTables, Tensors
 from models.targets import Objective
+from models.team import team
 from models.towers import CandidateTower, QueryTower, masked_mean, video_table
 from workflow.config import RetrieverConfig
 from workflow.features.spec import FeatureSpec
@@ -113,14 +114,16 @@ def sampled_softmax(logits: Any, position: Any, weights: Any, log_q: Any | None)
         weights: float32 [targets], summing to 1.
         log_q: float32 [n] or None.
     Returns:
-        float32 scalar: mean of -sum(weight · log softmax).
+        float32 scalar: mean of -sum(weight · log softmax); of several workers (models.team),
+        this one's part of it, where `n` are the videos that the rows of all of them drew.
     Source: Yi et al., Sampling-Bias-Corrected Neural Modeling, RecSys 2019; Pancha et al.,
         PinnerFormer, KDD 2022 (several future targets).
     """
     if log_q is not None:
         logits -= log_q
     targets = tf.gather(logits, position, batch_dims=1)
-    return tf.reduce_mean(tf.reduce_logsumexp(logits, axis=1) - tf.linalg.matvec(targets, weights))
+    losses = tf.reduce_logsumexp(logits, axis=1) - tf.linalg.matvec(targets, weights)
+    return tf.reduce_sum(losses) / team().whole(tf.cast(tf.size(losses), tf.float32))
 
 
 def log_draw_probability(counts: npt.NDArray[np.int64], draws: int) -> npt.NDArray[np.float32]:

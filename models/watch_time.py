@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from models.team import team
 from models.watch_groups import NUM_BINS, DurationGroups, Float32
 from workflow.errors import MissingArtifactError
 
@@ -71,7 +72,9 @@ class WatchTime:
             ) from error
 
     def loss(self, outputs: Any, watch_s: Any, duration_s: Any, watched: Any) -> Any:
-        """Squared error of the quantile over watches whose time was measured; scalar.
+        """Mean squared error of the quantile over watches whose time was measured; scalar.
+
+        Of several workers (models.team), this one's part of it.
 
         Doubled, so that its gradient at one half is that of the label's cross-entropy.
 
@@ -85,7 +88,8 @@ class WatchTime:
         target = self.quantile(tf.where(counted, watch_s, 0.0), duration_s)
         errors = 2 * tf.square(self.relevance(outputs) - target)
         total = tf.reduce_sum(tf.where(counted, errors, 0.0))
-        return total / tf.maximum(tf.reduce_sum(tf.cast(counted, tf.float32)), 1.0)
+        count = team().whole(tf.reduce_sum(tf.cast(counted, tf.float32)))
+        return total / tf.maximum(count, 1.0)
 
     def quantile(self, watch_s: Any, duration_s: Any) -> Any:
         """Quantile of watches among those of videos as long, in [0, 1]; [batch].

@@ -14,7 +14,9 @@ from workflow.config import changed_config, load_config
 from workflow.console import CtrlC, Output
 from workflow.errors import ConfigError, MarqueeError
 from workflow.job import Job
+from workflow.remote import as_folder
 from workflow.run import Run
+from workflow.workers import read_workers
 
 app = typer.Typer(
     name="marquee",
@@ -33,8 +35,10 @@ DatasetOption = Annotated[
     typer.Option("--dataset", help="sim, movielens-1m, kuairand, kuairec, or custom (own files)."),
 ]
 SourceOption = Annotated[
-    Path | None,
-    typer.Option("--source", metavar="FOLDER", help="Folder of raw files, instead of a download."),
+    str | None,
+    typer.Option(
+        "--source", metavar="FOLDER", help="Folder or URL (s3://…) of raw files, no download."
+    ),
 ]
 ContractOption = Annotated[
     Path | None,
@@ -127,7 +131,7 @@ def _job(
     dataset: str | None = None,
     config_file: Path | None = None,
     overrides: list[str] | None = None,
-    source: Path | None = None,
+    source: str | None = None,
     contract: Path | None = None,
     create: bool = False,
 ) -> Job:
@@ -149,11 +153,11 @@ def _job(
     name = dataset or ("custom" if contract is not None else "sim")
     config = load_config(name, config_file, overrides)
     folder = run or Path("runs") / (load_contract(contract).name if contract else name)
-    return Job(Run(folder), config, source, contract)
+    return Job(Run(folder), config, None if source is None else as_folder(source), contract)
 
 
 def _changed(
-    job: Job, config_file: Path | None, overrides: list[str] | None, source: Path | None
+    job: Job, config_file: Path | None, overrides: list[str] | None, source: str | None
 ) -> Job:
     """A run's settings with this call's changes on top."""
     if config_file is None and not overrides and source is None:
@@ -161,7 +165,7 @@ def _changed(
     return Job(
         job.run,
         changed_config(job.config, config_file, overrides),
-        source or job.source,
+        job.source if source is None else as_folder(source),
         job.contract_file,
     )
 
@@ -213,13 +217,12 @@ def _stages(
     *,
     force: bool,
     next_verb: str,
-    resume: bool = False,
 ) -> None:
     """Carry out stages and print what they recorded."""
     from workflow.pipeline import run_stages
     from workflow.verbs import report_stages
 
-    entries = run_stages(job, output, names, force=force, resume=resume)
+    entries = run_stages(job, output, names, force=force)
     report_stages(job, output, entries, f"marquee {next_verb} --run {job.run}")
 
 
@@ -267,7 +270,9 @@ def train(
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Train the two-tower retriever and the DLRM ranker."""
+    """Train the two-tower retriever and the DLRM ranker; by several processes with TF_CONFIG."""
+    from workflow.verbs import train_run
+
     chosen = {
         "retriever": ("train_retriever",),
         "ranker": ("train_ranker",),
@@ -275,9 +280,9 @@ def train(
     }
     if model not in chosen:
         raise ConfigError(f"no model {model!r}", expected="retriever, ranker or both")
-    job = _changed(_existing(run), None, set_, None)
+    job = replace(_changed(_existing(run), None, set_, None), workers=read_workers(os.environ))
     output = _on(device, Output(json))
-    _stages(chosen[model], job, output, force=force, next_verb="index", resume=resume)
+    train_run(job, output, chosen[model], force=force, resume=resume)
 
 
 @app.command()

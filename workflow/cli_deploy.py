@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,11 +12,20 @@ from workflow.console import Output
 from workflow.run import Run
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with an export.")]
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="Run folder with an export, or the URL of published bundles."
+    ),
+]
+BucketArgument = Annotated[
+    str, typer.Argument(metavar="URL", help="Where published bundles are, e.g. s3://bucket/models.")
+]
 
 
 @app.command()
 def deploy(
-    run: RunArgument,
+    run: SourceArgument,
     deployment: DeploymentOption = None,
     as_: Annotated[
         str | None,
@@ -27,7 +36,38 @@ def deploy(
     """Verify a run's bundle and swap it into the live server; a refused one changes nothing."""
     from workflow.deploy_verbs import deploy_run
 
-    deploy_run(Run(run), deployment, as_, Output(json))
+    deploy_run(run, deployment, as_, Output(json))
+
+
+@app.command()
+def publish(
+    run: RunArgument,
+    url: BucketArgument,
+    target: Annotated[
+        Literal["embedded", "container"],
+        typer.Option(help="Which export: for Marquee's own server, or for a stock Triton."),
+    ] = "embedded",
+    json: JsonOption = False,
+) -> None:
+    """Copy a run's bundle to object storage and make it the current one there."""
+    from workflow.deploy_verbs import publish_run
+
+    publish_run(Run(run), url, target, Output(json))
+
+
+@app.command()
+def fetch(
+    url: BucketArgument,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Model repository to make.")],
+    version: Annotated[
+        int | None, typer.Option("--version", help="Which bundle (default: the current one).")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Copy a published bundle from object storage, every hash checked."""
+    from workflow.deploy_verbs import fetch_bundle
+
+    fetch_bundle(url, folder, version, Output(json))
 
 
 @app.command()

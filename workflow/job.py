@@ -15,9 +15,11 @@ from typing import Any
 from workflow.config import Config, parse_config
 from workflow.console import Output, Report
 from workflow.errors import ConfigError, MissingArtifactError
+from workflow.remote import Folder, as_folder, is_url
 from workflow.run import Run, content_key, read_json, write_bytes, write_json
 from workflow.schema import Contract
 from workflow.staging import check_redo, finish, forget_later, is_pending
+from workflow.workers import Workers
 
 STAGE_FORMAT = 3  # raise it when a stage's output changes without its settings changing
 
@@ -28,9 +30,10 @@ class Job:
 
     run: Run
     config: Config
-    source: Path | None = None
+    source: Folder | None = None
     contract_file: Path | None = None
     dask_scheduler: str | None = None  # makes the features; not remembered with the run
+    workers: Workers | None = None  # train together; not remembered either
     loaded: dict[str, Contract] = field(default_factory=dict)
 
     @property
@@ -48,8 +51,8 @@ class Job:
             self.run.config_file,
             {
                 "config": self.config.model_dump(mode="json"),
-                "source": _relative(self.source, root),
-                "contract_file": _relative(self.contract_file, root),
+                "source": _saved(self.source, root),
+                "contract_file": _saved(self.contract_file, root),
             },
         )
 
@@ -65,12 +68,9 @@ class Job:
             with locked(run):
                 pass  # which finishes it
         saved = _read_saved(run)
-        return cls(
-            run,
-            parse_config(saved["config"]),
-            _absolute(saved["source"], run.root),
-            _absolute(saved["contract_file"], run.root),
-        )
+        source, contract = (_found(saved[name], run.root) for name in ("source", "contract_file"))
+        assert contract is None or isinstance(contract, Path)
+        return cls(run, parse_config(saved["config"]), source, contract)
 
 
 def _read_saved(run: Run) -> dict[str, Any]:
@@ -84,12 +84,17 @@ def _read_saved(run: Run) -> dict[str, Any]:
         ) from None
 
 
-def _relative(path: Path | None, root: Path) -> str | None:
-    return None if path is None else os.path.relpath(path, root)
+def _saved(path: Folder | None, root: Path) -> str | None:
+    """Relative to the run, so that both can move together; a URL stays as it is."""
+    if path is None:
+        return None
+    return os.path.relpath(path, root) if isinstance(path, Path) else str(path)
 
 
-def _absolute(path: str | None, root: Path) -> Path | None:
-    return None if path is None else Path(os.path.normpath(root / path))
+def _found(path: str | None, root: Path) -> Folder | None:
+    if path is None:
+        return None
+    return as_folder(path) if is_url(path) else Path(os.path.normpath(root / path))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ not load TensorFlow for another.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from workflow.console import Output, Report
@@ -43,8 +45,16 @@ def _features(job: Job, report: Report) -> dict[str, Any]:
         return build_features(job.run, job.config, job.contract, report)
 
 
+def _join(job: Job) -> None:
+    """Meet the other workers before Merlin is imported, which starts TensorFlow."""
+    from models.team import join
+
+    join(job.workers)
+
+
 def _train_retriever(job: Job, report: Report) -> dict[str, Any]:
     """Watches → query tower and candidate tower; the catalogue's vectors."""
+    _join(job)
     from models.retriever import train_retriever
 
     return train_retriever(job.run, job.config, report)
@@ -52,6 +62,7 @@ def _train_retriever(job: Job, report: Report) -> dict[str, Any]:
 
 def _train_ranker(job: Job, report: Report) -> dict[str, Any]:
     """Exposures and retrieved lists → DLRM, and the weights of its tasks in the final score."""
+    _join(job)
     from models.ranker import train_ranker
 
     return train_ranker(job.run, job.config, report)
@@ -116,6 +127,40 @@ def run_stages(
             for stage in STAGES
             if stage.name in names
         ]
+
+
+def train(
+    job: Job, output: Output, names: tuple[str, ...], *, force: bool = False, resume: bool = False
+) -> list[dict[str, Any]]:
+    """Carry out training stages, with other workers where `job` has some.
+
+    Every worker computes the whole stage but for the gradients, of which it computes its share;
+    what the first one writes stays, the others write into a folder that is removed.
+    """
+    if job.workers is None or job.workers.is_first:
+        entries = run_stages(job, output, names, force=force, resume=resume)
+    else:
+        with TemporaryDirectory(prefix="marquee-worker-") as folder:
+            other = replace(job, run=Run(folder))
+            current = ("validate", "features", *_current(job, names, force))
+            link_stages(other, job, *current)
+            entries = run_stages(other, output, tuple(n for n in names if n not in current))
+    if job.workers is not None:
+        from models.team import leave
+
+        leave()
+    return entries
+
+
+def _current(job: Job, names: tuple[str, ...], force: bool) -> list[str]:
+    """Training stages that the first worker does not carry out."""
+    current = []
+    for stage in STAGES:
+        if stage.name.startswith("train_"):
+            if stage.name in names and (force or not stage.is_current(job)):
+                break
+            current.append(stage.name)
+    return current
 
 
 def run_all(job: Job, output: Output, **options: bool) -> list[dict[str, Any]]:

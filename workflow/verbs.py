@@ -49,6 +49,19 @@ def report_stages(job: Job, output: Output, entries: Entries, next_step: str) ->
     output.finish(result, next_step=next_step)
 
 
+def train_run(
+    job: Job, output: Output, names: tuple[str, ...], *, force: bool, resume: bool
+) -> None:
+    """Train, alone or as one of several workers; only the first one's models are kept."""
+    workers = job.workers
+    if workers is not None:
+        who = "the first, whose models are kept" if workers.is_first else "keeps nothing"
+        number = f"worker {workers.index} of {len(workers.addresses)}"
+        output.say(f"• Data parallel: {number} ({who})")
+    entries = pipeline.train(job, output, names, force=force, resume=resume)
+    report_stages(job, output, entries, f"marquee index --run {job.run}")
+
+
 def _summary_rows(entries: Entries) -> list[list[str]]:
     return [
         [

@@ -1,5 +1,6 @@
 """Raw files of one contract table, read in chunks: Parquet, CSV, TSV and other separated text.
 
+The files lie on a disk or in object storage, where only the parts that are asked for are fetched.
 Only columns that the contract uses are read. Errors name the file, the column and the row; rows
 are counted from 1 within their file, a header line not counted.
 """
@@ -21,6 +22,7 @@ from workflow.data.convert import convert
 from workflow.data.text import read_text_batches, text_names
 from workflow.data.values import Place
 from workflow.errors import ContractError, DataError, MarqueeError
+from workflow.remote import Folder, as_os_errors, check_folder, open_file
 from workflow.schema import Column, Table
 
 ROWS_PER_CHUNK = 1_000_000
@@ -72,14 +74,14 @@ class TableFiles:
         DataError: no file, or one that cannot be read.
     """
 
-    def __init__(self, folder: Path, table: Table, name: str) -> None:
+    def __init__(self, folder: Folder, table: Table, name: str) -> None:
         self.folder = folder
         self.table = table
         self.name = name
         self.files = find_files(folder, table, name)
 
     @cached_property
-    def column_names(self) -> dict[Path, list[str]]:
+    def column_names(self) -> dict[Folder, list[str]]:
         """What each file calls its columns."""
         return {file: self._names(file) for file in self.files}
 
@@ -109,7 +111,7 @@ class TableFiles:
             for raw, done in self._read(file, rows_per_chunk):
                 is_text = self.table.format == "csv"
                 part = min((before + done * size) / total, 1.0)
-                yield Chunk(self._short(file), first_row, part, raw, is_text)
+                yield Chunk(self.short(file), first_row, part, raw, is_text)
                 first_row += raw.num_rows
             before += size
             rows += first_row
@@ -120,17 +122,17 @@ class TableFiles:
                 next_step=f"check the path of {self.name} in the contract",
             )
 
-    def _names(self, file: Path) -> list[str]:
-        with reading(self._short(file)):
+    def _names(self, file: Folder) -> list[str]:
+        with reading(self.short(file)), as_os_errors(file):
             if self.table.format == "parquet":
                 names: list[str] = _parquet(file).schema_arrow.names
                 return names
             return text_names(file, self.table)
 
-    def _read(self, file: Path, rows: int) -> Iterator[tuple[pa.Table, float]]:
+    def _read(self, file: Folder, rows: int) -> Iterator[tuple[pa.Table, float]]:
         used = {c.source_name: None for c in self.table.columns if c.role != "ignore"}
         names = [name for name in self.column_names[file] if name in used]
-        with reading(self._short(file)):
+        with reading(self.short(file)), as_os_errors(file):
             if self.table.format == "csv":
                 yield from read_text_batches(file, self.table, names, rows)
                 return
@@ -140,7 +142,7 @@ class TableFiles:
                 done += batch.num_rows
                 yield pa.Table.from_batches([batch]), done / max(total, 1)
 
-    def _missing(self, file: Path, names: list[str]) -> list[Problem]:
+    def _missing(self, file: Folder, names: list[str]) -> list[Problem]:
         found = []
         for column in self.table.columns:
             source = column.source_name
@@ -148,7 +150,7 @@ class TableFiles:
                 continue
             close = self._close(source, names)
             error = ContractError(
-                f"{self._short(file)} has no column {source!r} (table {self.name})",
+                f"{self.short(file)} has no column {source!r} (table {self.name})",
                 found=_some(names),
                 next_step=f'in the contract, set source = "{close}" for {column.name}'
                 if close
@@ -164,13 +166,13 @@ class TableFiles:
         close = difflib.get_close_matches(source.split(":", maxsplit=1)[0], free, n=1, cutoff=0.5)
         return free[close[0]] if close else None
 
-    def _unknown(self, file: Path, names: list[str]) -> list[Problem]:
+    def _unknown(self, file: Folder, names: list[str]) -> list[Problem]:
         declared = {column.source_name for column in self.table.columns}
         found = []
         for name in names:
             if name not in declared:
                 error = ContractError(
-                    f"{self._short(file)} has a column {name!r} that the contract does not declare"
+                    f"{self.short(file)} has a column {name!r} that the contract does not declare"
                     f" (table {self.name})",
                     expected=_some(sorted(declared)),
                     next_step=f"declare it among the columns of {self.name};"
@@ -179,14 +181,15 @@ class TableFiles:
                 found.append(Problem(name, error, is_declared=False))
         return found
 
-    def _short(self, file: Path) -> str:
-        return (
-            file.relative_to(self.folder).as_posix() if self.folder in file.parents else file.name
-        )
+    def short(self, file: Folder) -> str:
+        """A file's path within the source folder, for messages."""
+        if self.folder not in file.parents:
+            return file.name
+        return "/".join(file.parts[len(self.folder.parts) :])
 
 
 def read_chunks(
-    folder: Path,
+    folder: Folder,
     table: Table,
     name: str,
     rows_per_chunk: int = ROWS_PER_CHUNK,
@@ -205,7 +208,7 @@ def read_chunks(
         yield pa.table({column.name: chunk.column(column) for column in columns})
 
 
-def find_files(folder: Path, table: Table, name: str) -> list[Path]:
+def find_files(folder: Folder, table: Table, name: str) -> list[Folder]:
     """A table's files in order: the file itself, or a folder's or a glob's matching files.
 
     In folders and globs of Parquet tables only `*.parquet` counts; hidden files and those that
@@ -214,10 +217,7 @@ def find_files(folder: Path, table: Table, name: str) -> list[Path]:
     Raises:
         DataError: the folder or the files are missing.
     """
-    if not folder.is_dir():
-        raise DataError(
-            f"no source folder {folder}", next_step="give the folder of your files with --source"
-        )
+    check_folder(folder)
     path = folder / table.path
     if path.is_file():
         return [path]
@@ -254,10 +254,11 @@ def reading(file: str) -> Iterator[None]:
         ) from error
 
 
-def _parquet(file: Path) -> pq.ParquetFile:
+def _parquet(file: Folder) -> pq.ParquetFile:
+    source = file if isinstance(file, Path) else open_file(file)
     if int(pa.__version__.split(".")[0]) < 15:  # as in the Merlin container: cannot check them
-        return pq.ParquetFile(file)
-    return pq.ParquetFile(file, page_checksum_verification=True)
+        return pq.ParquetFile(source)
+    return pq.ParquetFile(source, page_checksum_verification=True)
 
 
 def _some(names: list[str], limit: int = 12) -> str:

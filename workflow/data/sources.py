@@ -8,8 +8,9 @@ from workflow.config import CONFIG_FOLDER, Config
 from workflow.console import Report, no_report
 from workflow.data import kuairand, kuairec, movielens
 from workflow.data.published import Archive, local_files
-from workflow.data.reading import find_files
-from workflow.errors import ConfigError, DataError
+from workflow.data.reading import TableFiles
+from workflow.errors import ConfigError
+from workflow.remote import Folder, check_folder, content_mark
 from workflow.run import Run, content_key, read_json, replaced_folder, write_json
 from workflow.schema import Contract, load_contract
 
@@ -20,14 +21,14 @@ def prepare_source(
     run: Run,
     config: Config,
     *,
-    source: Path | None,
+    source: Folder | None,
     contract_file: Path | None,
     report: Report = no_report,
-) -> tuple[Contract, Path]:
+) -> tuple[Contract, Folder]:
     """The contract and the folder of raw files that it describes.
 
     Built-in datasets are written into `run.source` once and kept while their settings and files
-    stay; own data is read where it lies.
+    stay; own data is read where it lies, on a disk or in object storage.
 
     Raises:
         ConfigError: the options do not fit the dataset.
@@ -46,8 +47,9 @@ def prepare_source(
     return contract, run.source
 
 
-def source_key(config: Config, source: Path | None, contract_file: Path | None) -> str:
-    """Changes exactly when the raw files or the contract change (files by size and mtime).
+def source_key(config: Config, source: Folder | None, contract_file: Path | None) -> str:
+    """Changes exactly when the raw files or the contract change (files by size and
+    mtime, objects by size and ETag).
 
     Raises:
         ConfigError, ContractError, DataError: as `prepare_source`.
@@ -57,16 +59,15 @@ def source_key(config: Config, source: Path | None, contract_file: Path | None) 
         return content_key(_FORMAT, config.dataset, config.sim, _builtin(config.dataset))
     if config.dataset != "custom":
         archive = _archive(config)
-        files = [] if source is None else local_files(archive, source)
+        files = local_files(archive, source) if isinstance(source, Path) else []
         return content_key(
             _FORMAT, config.dataset, archive.members, files, _builtin(config.dataset)
         )
     assert source is not None and contract_file is not None
     contract = load_contract(contract_file)
-    tables = contract.tables().items()
-    return content_key(
-        _FORMAT, contract, [find_files(source, table, name) for name, table in tables]
-    )
+    tables = [TableFiles(source, table, name) for name, table in contract.tables().items()]
+    marks = [[content_mark(file, one.short(file)) for file in one.files] for one in tables]
+    return content_key(_FORMAT, contract, marks)
 
 
 def _builtin(dataset: str) -> Contract:
@@ -81,7 +82,7 @@ def _archive(config: Config) -> Archive:
     return movielens.ARCHIVE
 
 
-def _check_options(config: Config, source: Path | None, contract_file: Path | None) -> None:
+def _check_options(config: Config, source: Folder | None, contract_file: Path | None) -> None:
     if config.dataset == "custom":
         if source is None or contract_file is None:
             missing = "--source FOLDER" if source is None else "--contract FILE"
@@ -99,8 +100,14 @@ def _check_options(config: Config, source: Path | None, contract_file: Path | No
             "--source does not go with dataset sim, which makes its own files",
             next_step="use --dataset custom for your own files",
         )
-    if source is not None and not source.is_dir():
-        raise DataError(f"no source folder {source}", next_step="correct --source")
+    if config.dataset != "custom" and source is not None and not isinstance(source, Path):
+        raise ConfigError(
+            f"the files of {config.dataset} are read from a disk",
+            expected="--source FOLDER",
+            found=str(source),
+        )
+    if source is not None:
+        check_folder(source)
 
 
 def _is_current(folder: Path, key: str) -> bool:
@@ -110,7 +117,8 @@ def _is_current(folder: Path, key: str) -> bool:
         return False
 
 
-def _make(config: Config, source: Path | None, folder: Path, report: Report) -> None:
+def _make(config: Config, source: Folder | None, folder: Path, report: Report) -> None:
+    assert source is None or isinstance(source, Path)
     if config.dataset == "sim":
         from workflow.data.simulator import simulate
 

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import csv
 
 from workflow.errors import ContractError
+from workflow.remote import Folder, open_file
 from workflow.schema import Table
 
 _BLOCK_BYTES = 4 << 20
 _UNIT_SEPARATOR = "\x1f"  # stands for a separator of several characters
 
 
-def text_names(file: Path, table: Table) -> list[str]:
+def text_names(file: Folder, table: Table) -> list[str]:
     """A text file's column names: its header, or c1, c2, ... for a file without one."""
     if file.stat().st_size == 0:
         return [column.source_name for column in table.columns]  # an empty table, no header needed
@@ -33,7 +33,7 @@ def text_names(file: Path, table: Table) -> list[str]:
 
 
 def read_text_batches(
-    file: Path, table: Table, names: list[str], rows: int
+    file: Folder, table: Table, names: list[str], rows: int
 ) -> Iterator[tuple[pa.Table, float]]:
     """Tables of the columns `names`, about `rows` rows each, with the share of the file read."""
     size = file.stat().st_size
@@ -62,7 +62,7 @@ def _slices(
 class _TextReader:
     """A streaming CSV reader over a file, and the stream, which knows how much it has read."""
 
-    def __init__(self, file: Path, table: Table, names: list[str] | None) -> None:
+    def __init__(self, file: Folder, table: Table, names: list[str] | None) -> None:
         self._stream = _Separated(file, table)
         separator = table.separator if len(table.separator) == 1 else _UNIT_SEPARATOR
         read = csv.ReadOptions(
@@ -94,8 +94,8 @@ class _TextReader:
 class _Separated(io.RawIOBase):
     """The bytes of a (possibly gzipped) file, long separators replaced by one character."""
 
-    def __init__(self, file: Path, table: Table) -> None:
-        self._raw = file.open("rb")
+    def __init__(self, file: Folder, table: Table) -> None:
+        self._raw = open_file(file)
         compressed = file.suffix == ".gz"
         self._source = pa.CompressedInputStream(self._raw, "gzip") if compressed else self._raw
         long = len(table.separator) > 1

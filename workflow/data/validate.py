@@ -18,6 +18,7 @@ from workflow.data.ids import IdTable
 from workflow.data.parts import PartStats, Rows, write_parts
 from workflow.data.reading import ROWS_PER_CHUNK, TableFiles
 from workflow.errors import DataError, MarqueeError
+from workflow.remote import Folder
 from workflow.run import Run, replaced_folder, write_json
 from workflow.schema import Contract, Table
 
@@ -26,7 +27,7 @@ _ENTITY_SHARE, _READ_SHARE = 0.05, 0.8  # of the progress bar
 
 
 def validate(
-    run: Run, config: Config, contract: Contract, source: Path, report: Report = no_report
+    run: Run, config: Config, contract: Contract, source: Folder, report: Report = no_report
 ) -> dict[str, Any]:
     """Check `source` against `contract` and write `run.data`; memory is bounded by a partition.
 
@@ -53,7 +54,7 @@ class Validation:
     """One validation: read tables, spool events, write what `run.data` will hold."""
 
     def __init__(
-        self, config: Config, contract: Contract, source: Path, folder: Path, report: Report
+        self, config: Config, contract: Contract, source: Folder, folder: Path, report: Report
     ) -> None:
         self.rules = config.validation
         self.contract = contract
