@@ -112,7 +112,7 @@ def update_models(
     Returns:
         {"samples": how many were read, "retriever_loss", "ranker_loss"}.
     """
-    tf.keras.utils.set_random_seed(config.seed + len(parent.updates) + 1)
+    tf.keras.utils.set_random_seed(config.seed + len(parent.updates()) + 1)
     scratch = target.checkpoints
     shutil.rmtree(scratch, ignore_errors=True)
     store = RecentStore(target, scratch / "recent", since - recipe.replay_days * SECONDS_PER_DAY)

@@ -151,7 +151,6 @@ class Run:
         }
         write_json(self.manifest_file, manifest)
 
-    @property
     def updates(self) -> list[dict[str, Any]]:
         """What `marquee update` recorded of each day that it appended, oldest first."""
         updates: list[dict[str, Any]] = self.manifest().get("updates", [])

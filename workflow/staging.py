@@ -64,7 +64,7 @@ def updated_manifest(
     for name, entry in stages.items():
         entry["summary"] = entry["summary"] | summaries[name]
         entry["updated"] = True
-    return manifest | {"stages": stages, "updates": [*run.updates, update]}
+    return manifest | {"stages": stages, "updates": [*run.updates(), update]}
 
 
 def is_updated(run: Run, stage: str) -> bool:
@@ -79,7 +79,7 @@ def check_redo(run: Run, stage: str, *, force: bool) -> None:
         ConfigError: raw files would be read again, which need not hold the appended days; or the
             ranker would be trained alone on a retriever that has seen its validation part.
     """
-    days = len(run.updates)
+    days = len(run.updates())
     if stage == "validate" and days and not force:
         raise ConfigError(
             f"the raw files or settings of run {run} changed, and validating them again would"

@@ -54,7 +54,7 @@ def update(
         "version": exported["summary"]["version"],
         "cpu_s": round(cpu_s() - cpu_before, 1),
         "seconds": round(time.monotonic() - started, 1),
-        "update": len(job.run.updates),
+        "update": len(job.run.updates()),
     }
 
 

@@ -390,7 +390,7 @@ def test_a_crash_midway_leaves_a_whole_run(
     if moment == "before it counts":
         assert done == [] and state(copied.run) == before
     else:
-        assert done == ["index", "export"] and len(copied.run.updates) == 1
+        assert done == ["index", "export"] and len(copied.run.updates()) == 1
         assert NEW_VIDEO.encode() in indices(copied, "video")
 
 
@@ -419,10 +419,10 @@ def test_a_full_training_goes_on_from_what_was_appended(
     shutil.copytree(updated.run.root, tmp_path / "run")
     job = Job(Run(tmp_path / "run"), CONFIG, source, source / "contract.toml")
     run_stages(job, QUIET, ("features",), force=True)
-    assert NEW_VIDEO.encode() in indices(job, "video") and len(job.run.updates) == 1
+    assert NEW_VIDEO.encode() in indices(job, "video") and len(job.run.updates()) == 1
     assert sorted(job.run.manifest()["stages"]) == ["features", "validate"]  # the rest is undone
     run_stages(job, QUIET, ("validate",), force=True)
-    assert job.run.updates == [] and sorted(job.run.manifest()["stages"]) == ["validate"]
+    assert job.run.updates() == [] and sorted(job.run.manifest()["stages"]) == ["validate"]
 
 
 def test_an_unfinished_run_is_refused(copied: Job, day: Day) -> None:

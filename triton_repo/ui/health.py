@@ -111,8 +111,8 @@ def split_shares(metrics: str, live: int, named: dict[str, int]) -> list[dict[st
         named: name -> version of those beside it.
     """
     counts = {model: float(count) for model, count in _ANSWERED.findall(metrics)}
-    serving: dict[str | None, int] = {None: live, **named}
-    users = [counts.get(front_model(name), 0) for name in serving]
+    serving: list[tuple[str | None, int]] = [(None, live), *named.items()]
+    users = [counts.get(front_model(name), 0) for name, _ in serving]
     return [
         {
             "name": name or "live",
@@ -120,7 +120,7 @@ def split_shares(metrics: str, live: int, named: dict[str, int]) -> list[dict[st
             "users": int(count),
             "share": round(count / sum(users), 4) if sum(users) else None,
         }
-        for (name, version), count in zip(serving.items(), users, strict=True)
+        for (name, version), count in zip(serving, users, strict=True)
     ]
 
 
@@ -158,6 +158,8 @@ def _split(source: LiveSource, metrics: str | None) -> dict[str, Any]:
     if deployment is None:
         return {"missing": "A run serves one bundle; a deployment may serve several", "seen": seen}
     pointer = deployment.pointer()
+    if pointer.live is None:
+        return {"missing": "The deployment serves no bundle", "seen": seen}
     return {
         "live": pointer.live,
         "previous": pointer.previous,

@@ -73,8 +73,7 @@ def append_events(
 
 def _declared(name: str, path: Path, contract: Contract) -> Table:
     """The contract's table, read from this file or folder."""
-    tables: dict[str, Table] = dict(contract.tables())
-    table = tables.get(name)
+    table = {str(one): table for one, table in contract.tables().items()}.get(name)
     if table is None:
         raise ContractError(
             f"the contract declares no {name} table",
