@@ -60,7 +60,7 @@ def test_new_users_and_videos_are_served(
     with serve(copied) as endpoint, Client(endpoint["grpc_url"]) as client:
         moment = LOG_END + 2 * HOUR
         answer = client.recommend(NEW_USER, top_k=TOP_K, time=moment)
-        assert answer.status.name == "OK" and len(answer.video_ids) == TOP_K
+        assert answer.status.name == "ok" and len(answer.video_ids) == TOP_K
         assert NEW_VIDEO not in answer.video_ids  # watched
         shown = [
             NEW_VIDEO in client.recommend(user, top_k=TOP_K, time=moment).video_ids

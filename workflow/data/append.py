@@ -8,7 +8,7 @@ which stays. Events are merged into the parts of their users, which is what ever
 from __future__ import annotations
 
 import shutil
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +253,8 @@ def _like(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _day(timestamp: int) -> str:
-    return datetime.fromtimestamp(int(timestamp), UTC).isoformat(sep=" ", timespec="seconds")
+    moment = datetime.fromtimestamp(int(timestamp), timezone.utc)
+    return moment.isoformat(sep=" ", timespec="seconds")
 
 
 def _totals(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
