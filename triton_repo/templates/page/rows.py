@@ -13,7 +13,7 @@ NOW = 100.0  # how much more a row counts that answers what is being watched
 # How much more a row counts than its videos' places say. Chosen by the true reward of simulated
 # visits (tests/bench/page_reward.py, seeds other than its own): neighbours of watches are better
 # than the ranker thinks; trending and new videos are not, and cost least further down.
-PRIOR = {"because": 4.0, "trending": 0.25, "new": 0.25, "genre": 1.0}
+PRIOR = {"because": 2.0, "trending": 0.25, "new": 0.25, "genre": 1.0}
 
 
 class Kind(NamedTuple):
