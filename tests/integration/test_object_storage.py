@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,7 @@ def test_published_deployed_elsewhere_and_served(
 def test_a_container_bundle_is_fetched_into_a_folder(
     marquee: Any, copied: Path, url: str, tmp_path: Path
 ) -> None:
+    shutil.rmtree(copied / "container_repository", ignore_errors=True)  # of other tests
     failed = marquee("publish", copied, url, "--target", "container")
     assert "export --target container" in failed.error
     marquee.json("export", "--run", copied, "--target", "container")

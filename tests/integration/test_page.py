@@ -223,7 +223,7 @@ def test_the_page_in_the_terminal(marquee: Any, sim_run: Any, tables: dict[str, 
     words = ["--user", user, "--run", sim_run.folder, "--in-process", "--device", "phone"]
     result = marquee("page", *words)
     assert result.status == 0, result.err
-    assert "Top picks (10)" in result.out and "Because you watched" in result.out
+    assert "Top picks (10)" in result.out and "New releases" in result.out
     assert "no 'planet'" in marquee("page", *words, "--planet", "Mars").error
 
 

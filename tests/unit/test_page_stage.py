@@ -60,7 +60,7 @@ def test_a_page_with_every_kind_of_row(tmp_path: Path) -> None:
         "Popular in US": [40, 41, 42],
     }
     assert page.kinds == [
-        b"continue", b"top", b"because", b"because", b"genre", b"trending", b"new", b"more",
+        b"continue", b"top", b"because", b"because", b"trending", b"genre", b"new", b"more",
         b"popular",
     ]  # fmt: skip
     assert page.status == 0
@@ -141,7 +141,7 @@ def test_what_is_being_watched_now_comes_first(tmp_path: Path, session: int, fir
     # Of the last two, 52 is liked and the latest one is not.
     catalogue.watches[1] = [(51, LIKED), (52, LIKED)][: 1 + (session < 2)]
     catalogue.watches[1] += [(50, 0)] if session == 2 else []
-    catalogue.group[4:13, 0] = 1
+    catalogue.group[4:10, 0] = 1
     source = np.ones(40, int)
     source[37:40] = NEAR | 1 << 8
     inputs = catalogue.inputs(1, np.arange(1, 41), source=source, session=session)

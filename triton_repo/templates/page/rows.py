@@ -10,10 +10,7 @@ import numpy as np
 
 HALF_LIFE = 50  # positions after which a video is worth half as much to a row
 NOW = 100.0  # how much more a row counts that answers what is being watched
-# How much more a row counts than its videos' places say. Chosen by the true reward of simulated
-# visits (tests/bench/page_reward.py, seeds other than its own): neighbours of watches are better
-# than the ranker thinks; trending and new videos are not, and cost least further down.
-PRIOR = {"because": 2.0, "trending": 0.25, "new": 0.25, "genre": 1.0}
+PRIOR = {"because": 2.0, "trending": 1.0, "new": 1.0, "genre": 1.0}
 
 
 class Kind(NamedTuple):
