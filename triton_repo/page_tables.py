@@ -343,9 +343,7 @@ def diversity_axes(learned: Float32) -> Float32:
 
 
 def short_vectors(learned: Float32, axes: Float32) -> Float32:
-    """Unit vectors that diversity is measured in; float32 [n, DIVERSITY_DIM].
-
-    In double precision: single precision may round a row by which rows are beside it.
-    """
+    """Unit vectors that diversity is measured in; float32 [n, DIVERSITY_DIM]."""
+    # In double precision: single precision may round a row by which rows are beside it.
     short = unit_rows(learned).astype(np.float64) @ axes[:-1] - axes[-1]
     return unit_rows(short).astype(np.float32)
