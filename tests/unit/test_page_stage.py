@@ -60,7 +60,7 @@ def test_a_page_with_every_kind_of_row(tmp_path: Path) -> None:
         "Popular in US": [40, 41, 42],
     }
     assert page.kinds == [
-        b"continue", b"top", b"because", b"because", b"trending", b"genre", b"new", b"more",
+        b"continue", b"top", b"because", b"because", b"genre", b"trending", b"new", b"more",
         b"popular",
     ]  # fmt: skip
     assert page.status == 0
@@ -68,6 +68,32 @@ def test_a_page_with_every_kind_of_row(tmp_path: Path) -> None:
     np.testing.assert_array_equal(page.scores[2:5], np.linspace(1, 0, 21, dtype=np.float32)[:3])
     assert np.isnan(page.scores[[0, -1]]).all()
     assert (page.propensities == 1).all()
+
+
+def test_rows_above_leave_trending_and_new_what_they_need(tmp_path: Path) -> None:
+    """A genre and the top picks could show every video that is trending or new."""
+    settings = {"layouts": {"web": [4, 5]}, "diversity": "none"}
+    catalogue = Catalogue(num_groups=3, settings=settings)
+    source = np.ones(20, int)
+    source[:4], source[4:10] = TREND, NEW
+    catalogue.group[1:13, 0], catalogue.group[13:21, 0] = 1, 2
+    page = page_of(catalogue.stage(tmp_path), catalogue.inputs(0, np.arange(1, 21), source=source))
+    assert rows_of(page) == {
+        "Top picks": [5, 11, 12, 13, 14],
+        "Genre 1": [15, 16, 17, 18, 19],
+        "Trending now": [1, 2, 3, 4],
+        "New releases": [6, 7, 8, 9, 10],
+    }
+
+
+def test_trending_and_new_are_on_the_shortest_page(tmp_path: Path) -> None:
+    settings = {"layouts": {"web": [4, 4]}, "diversity": "none"}
+    catalogue = Catalogue(num_groups=3, settings=settings)
+    source = np.ones(40, int)
+    source[30:35], source[35:40] = NEW, TREND
+    catalogue.group[5:30, 0] = np.repeat([1, 2, 3], 9)[:25]
+    page = page_of(catalogue.stage(tmp_path), catalogue.inputs(0, np.arange(1, 41), source=source))
+    assert list(rows_of(page)) == ["Top picks", "Genre 0", "Trending now", "New releases"]
 
 
 def test_popular_everywhere_comes_after_popular_in_the_country(tmp_path: Path) -> None:

@@ -154,6 +154,9 @@ class Draft:
         board = rows.Board(kinds, member, self.vectors, stage.settings["diversity_strength"])
         if self.number == 0:  # what is being watched now comes first
             board.prior[: self.past.num_now] *= rows.NOW
+            for at, kind in enumerate(kinds):
+                if kind.name in rows.PROMISED:
+                    board.promise(at, self.columns, self.least)
         return board
 
     def _with_exploration(self, board):

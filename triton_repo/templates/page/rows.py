@@ -10,7 +10,9 @@ import numpy as np
 
 HALF_LIFE = 50  # positions after which a video is worth half as much to a row
 NOW = 100.0  # how much more a row counts that answers what is being watched
-PRIOR = {"because": 2.0, "trending": 1.0, "new": 1.0, "genre": 1.0}
+# Trending and new are worth a visit's place further down, but every page should have them.
+PRIOR = {"because": 2.0, "trending": 0.25, "new": 0.25, "genre": 1.0}
+PROMISED = ("trending", "new")
 
 
 class Kind(NamedTuple):
@@ -51,11 +53,22 @@ class Board:
         self.prior = np.array([PRIOR[kind.name] for kind in kinds], np.float32)
         self.member, self.free = member, np.ones(count, bool)
         self.weight = np.ones(count, np.float32)  # `free` as a factor
+        self.kept = {}  # promised kind -> positions that no other row shows
 
     def take(self, positions):
         """Mark candidates as shown; rows that could have shown them lose their worth."""
         self.free[positions] = False
         self.weight[positions] = 0
+
+    def promise(self, kind, columns, least):
+        """Keep the last `columns` candidates of a kind for its own row, unless it has too few.
+
+        So the rows above cannot use up what it needs, and lose what they would miss least.
+        """
+        positions = self.free_of(kind, len(self.free))[-columns:]
+        if len(positions) >= least:
+            self.take(positions)
+            self.kept[kind] = positions
 
     def top(self, columns):
         """The row of the best that are not shown yet."""
@@ -80,24 +93,29 @@ class Board:
         """Up to `wanted` rows, each time the one that adds most to the page.
 
         What a row adds is the worth of its videos that are not shown yet, times a prior of its
-        kind, less what it has in common with the rows above.
+        kind, less what it has in common with the rows above. Promised rows are the last ones at
+        the latest.
 
         Args:
             least: a row with fewer videos is left out.
             changes: kind -> (positions -> positions), what becomes of a row before it is placed.
         """
         rows, room, changes = [], np.ones(len(self.kinds), np.float32), changes or {}
-        value, weight, member, free, prior = (
-            self.value, self.weight, self.member, self.free, self.prior,
+        value, weight, free, prior, kept = (
+            self.value, self.weight, self.free, self.prior, self.kept,
         )  # fmt: skip
         while len(rows) < wanted and len(prior):
             total = value @ weight
             total *= prior * room
             best = int(total.argmax())
-            if total[best] <= 0:
-                break
+            if total[best] <= 0 or wanted - len(rows) <= len(kept):
+                best = next(iter(kept), None)
+                if best is None:
+                    break
             prior[best] = 0
-            positions = (member[best] & free).nonzero()[0][:columns]
+            if best in kept:
+                free[kept.pop(best)] = True
+            positions = self.free_of(best, columns)
             if len(positions) < least:
                 continue
             if best in changes:
