@@ -7,6 +7,8 @@ ids in Parquet files, with neither users, labels nor watch times.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -96,6 +98,7 @@ class Marquee:
 
     def start(self, *words: Any, **options: Any) -> subprocess.Popen[str]:
         """Begin a call; the test ends it."""
+        options.setdefault("env", {**os.environ, "PYTHONFAULTHANDLER": "1"})
         return subprocess.Popen(
             [str(self.program), *map(str, words)],
             stdout=subprocess.PIPE,
@@ -112,6 +115,9 @@ class Marquee:
     def finish(process: subprocess.Popen[str], timeout_s: float = 240) -> Result:
         try:
             out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # it says where each thread is
+            raise AssertionError(process.communicate(timeout=30)[1]) from None
         finally:
             process.kill()
         return Result(process.returncode, out, err)

@@ -7,19 +7,18 @@ folder; both are a `Place`.
 from __future__ import annotations
 
 import os
-import signal
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from triton_repo.access import NOBODY, Access, Credentials
 from triton_repo.bundle import verified_bundle
 from triton_repo.ports import free_ports
 from triton_repo.process import TritonServer, http_ready, tree_cpu_seconds
+from triton_repo.signals import StopSignals
 from triton_repo.state import state_of
 from triton_repo.supervision import StageWatch
 from workflow.console import Output
@@ -107,18 +106,19 @@ def foreground(
     `prepared` ends as soon as the endpoint file is written.
     """
     server: TritonServer | None = None
-    with stop_signals_interrupt() as ignore_signals:
+    with StopSignals() as stop:
         try:
             with output.stage("Start Triton"), prepared as server:
                 key = _repository_key(place.repository)
                 server.start()
                 endpoint = _publish(place, server, key)
             with suppress(KeyboardInterrupt):  # ready: from here on a stop is a good end
+                stop.take_note()
                 _announce(place, output, endpoint, next_step)
                 _warn(server.access, output)
-                _watch(server, output)
+                _watch(server, stop.came, output)
         finally:
-            ignore_signals()  # a second Ctrl-C must not leave half a stop behind
+            stop.ignore()
             if server is not None:
                 place.endpoint_file.unlink(missing_ok=True)
                 server.stop()
@@ -248,30 +248,6 @@ def refuse_second_server(place: Place) -> None:
 
 
 # --- the foreground ------------------------------------------------------------------------------
-@contextmanager
-def stop_signals_interrupt() -> Iterator[Callable[[], None]]:
-    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the block; yields "ignore them now".
-
-    The handlers that were there before come back at the end.
-    """
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    def set_all(handler: Any) -> None:
-        for number in signals:
-            signal.signal(number, handler)
-
-    set_all(interrupt)
-    try:
-        yield lambda: set_all(signal.SIG_IGN)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _announce(place: Place, output: Output, endpoint: dict[str, Any], next_step: str) -> None:
     output.finish(
         {**endpoint, "serve_pid": os.getpid()},
@@ -286,15 +262,23 @@ def _warn(access: Access, output: Output) -> None:
         output.say(f"[yellow]Warning[/]: {text}.")
 
 
-def _watch(server: TritonServer, output: Output) -> None:
-    """Load stages again whose process died, until a stop signal interrupts.
+def _watch(server: TritonServer, stop: threading.Event, output: Output) -> None:
+    """Load stages again whose process died, until `stop` is set.
+
+    Beside the main thread: a load may take long, and a stop is not to wait for it.
 
     Raises:
         ServingError: the server died.
     """
     watch = StageWatch(server.pid, server.grpc_url, server.credentials)
-    while server.is_alive():
-        for name in watch.revive():
-            output.say(f"[yellow]Warning[/]: the process of {name} died; it was loaded again.")
-        time.sleep(0.2)
-    raise server.failure("the Triton server died")
+
+    def revive() -> None:
+        while not stop.wait(0.2):
+            for name in watch.revive():
+                output.say(f"[yellow]Warning[/]: the process of {name} died; it was loaded again.")
+
+    threading.Thread(target=revive, name="stage watch", daemon=True).start()
+    while not stop.wait(0.2):
+        if not server.is_alive():
+            stop.set()
+            raise server.failure("the Triton server died")

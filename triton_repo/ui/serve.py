@@ -13,7 +13,8 @@ from typing import Any
 from triton_repo.access import is_loopback
 from triton_repo.client import Client
 from triton_repo.deployment import Deployment
-from triton_repo.server import live_server, running_server, stop_signals_interrupt
+from triton_repo.server import live_server, running_server
+from triton_repo.signals import StopSignals
 from triton_repo.ui.gateway import Gateway
 from triton_repo.ui.source import LiveSource, Served
 from triton_repo.ui.web import WebServer
@@ -40,14 +41,14 @@ def serve_ui(
         ServingError: the port is taken, no Triton serves the deployment, or it does not start.
         MissingArtifactError, BundleError: nothing fit to serve was exported.
     """
-    with stop_signals_interrupt() as ignore_signals, ExitStack() as stack:
+    with StopSignals() as stop, ExitStack() as stack:
         try:
             with output.stage("Connect to Triton"):
                 served = stack.enter_context(_served(place))
             with suppress(KeyboardInterrupt):  # ready: from here on a stop is a good end
                 _serve(served, contract, host, port, output, opens)
         finally:
-            ignore_signals()  # a second Ctrl-C must not leave half a stop behind
+            stop.ignore()
     output.say("The page is closed.")
 
 
