@@ -17,6 +17,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 
 from tests.containers import Dataflow, parsed, with_stand_ins
+from tests.scores import assert_same_scores
 from triton_repo.bundle import read_bundle, verify
 from triton_repo.client import Client
 from triton_repo.local import LocalPage, LocalPipeline, as_tensors
@@ -24,7 +25,6 @@ from triton_repo.ports import free_ports
 from triton_repo.process import TritonServer
 from workflow.run import Run
 
-SCORE_TOLERANCE = 1e-5
 GRAPHS = ("query_tower", "ranker")
 
 
@@ -70,7 +70,7 @@ CLIP_CONTEXTS: list[dict[str, Any]] = [{"app": b"web", "slot": 3}, {}, {"slot": 
 def assert_same_lists(flow: Dataflow, pipeline: LocalPipeline, inputs: dict[str, Any]) -> None:
     expected, found = pipeline.infer(inputs), flow.infer("marquee", inputs)
     np.testing.assert_array_equal(found["video_id"], expected["video_id"])
-    np.testing.assert_allclose(found["score"], expected["score"], rtol=0, atol=SCORE_TOLERANCE)
+    assert_same_scores(found["score"], expected["score"])
     np.testing.assert_array_equal(found["status"], expected["status"])
 
 
@@ -117,9 +117,7 @@ def test_pages_are_those_of_the_embedded_target(exported: Path, sim_run: Any) ->
         for _ in range(2):
             expected, found = local.infer(inputs), flow.infer("page", inputs)
             for name in ("score", "propensity"):
-                np.testing.assert_allclose(
-                    found.pop(name), expected.pop(name), rtol=0, atol=SCORE_TOLERANCE
-                )
+                assert_same_scores(found.pop(name), expected.pop(name))
             assert expected.pop("record") == found.pop("record") == b""
             for name, values in found.items():
                 np.testing.assert_array_equal(values, expected[name], name)
@@ -244,9 +242,7 @@ def test_triton_runs_the_ensembles(stand_in_server: Any, sim_run: Any) -> None:
                 expected = pipeline.infer(inputs)
                 found = client.recommend(user, top_k=10, time=moment, context=context)
                 assert list(found.video_ids) == expected["video_id"][0].tolist()
-                np.testing.assert_allclose(
-                    found.scores, expected["score"][0], rtol=0, atol=SCORE_TOLERANCE
-                )
+                assert_same_scores(found.scores, expected["score"][0])
                 page = client.page(user, time=moment, context=context)
                 inputs.pop("top_k")
                 assert page.video_ids == local.page(inputs).video_ids

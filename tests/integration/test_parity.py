@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from tritonclient import grpc
 
+from tests.scores import assert_same_scores
 from triton_repo.client import Client, Status
 from triton_repo.local import LocalPipeline, as_tensors
 from workflow.job import Job
@@ -28,7 +29,6 @@ COUNT = 500
 FEWER = 120  # the offline pipeline takes its time
 TOP_K = 20
 SAME_SCORE = 1e-6
-SCORE_TOLERANCE = 1e-5
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Case:
         page = min(TOP_K, len(expected))
         ids = [plain(one) for one in ids]
         assert len(ids) == len(scores) == page and len(set(ids)) == page
-        np.testing.assert_allclose(scores, expected[:page], rtol=0, atol=SCORE_TOLERANCE)
+        assert_same_scores(scores, expected[:page])
         assert (np.diff(scores) <= 0).all()
         offline = {plain(one): score for one, score in zip(expected_ids, expected, strict=True)}
         for at, one in enumerate(ids):
