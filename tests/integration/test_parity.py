@@ -2,7 +2,7 @@
 
 500 requests (120 on the further runs): known users, unknown users, users without history, null
 and unknown context, past and present times. The order of two videos may differ only where the
-offline scores of exactly those two differ by less than 1e-6.
+offline scores of exactly those two differ by less than 1e-6 and what float32 rounds at their size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from tritonclient import grpc
 
-from tests.scores import assert_same_scores
+from tests.scores import SCORE_ROUNDING, assert_same_scores
 from triton_repo.client import Client, Status
 from triton_repo.local import LocalPipeline, as_tensors
 from workflow.job import Job
@@ -63,7 +63,8 @@ class Case:
         offline = {plain(one): score for one, score in zip(expected_ids, expected, strict=True)}
         for at, one in enumerate(ids):
             if one != plain(expected_ids[at]):
-                assert abs(offline[one] - expected[at]) < SAME_SCORE, (row, at, one)
+                same = SAME_SCORE + SCORE_ROUNDING * abs(expected[at])
+                assert abs(offline[one] - expected[at]) < same, (row, at, one)
 
 
 def plain(one: Any) -> Any:
