@@ -216,7 +216,9 @@ def _venv_works() -> bool:
     answer = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
     if answer.returncode or answer.stdout.strip() != sys.base_prefix:
         return False
-    return f" {VENV}\n" in f"{(VENV / 'pyvenv.cfg').read_text()}\n"  # its `command` line
+    # Not pyvenv.cfg, which says where it was made only since Python 3.11.
+    made_at = rf"VIRTUAL_ENV=[\"']?{re.escape(str(VENV))}[\"']?$"
+    return re.search(made_at, (VENV / "bin" / "activate").read_text(), re.M) is not None
 
 
 def _discard_venv() -> None:

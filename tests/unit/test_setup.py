@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import venv
 from pathlib import Path
 
 import check_system
@@ -56,6 +57,17 @@ def test_other_platforms_are_refused(
 def test_a_full_disk_is_noticed_before_anything_is_made(tmp_path: Path) -> None:
     assert check_system.disk_problem(tmp_path, needed_gb=0) is None
     assert "GB of free disk are needed" in (check_system.disk_problem(tmp_path, 1e9) or "")
+
+
+def test_an_environment_stays_until_it_is_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made here"
+    venv.create(made, symlinks=True)
+    monkeypatch.setattr(install, "VENV", made)
+    assert install._venv_works()
+    monkeypatch.setattr(install, "VENV", made.rename(tmp_path / "moved"))
+    assert not install._venv_works()
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in REQUIREMENTS.glob("*.txt")))
