@@ -178,10 +178,31 @@ def test_what_is_being_watched_now_comes_first(tmp_path: Path, session: int, fir
         assert page.rows[:6].tolist() == [38, 39, 40, 1, 2, 3]
 
 
+def test_the_row_of_the_open_session_is_of_all_genres_of_the_video(tmp_path: Path) -> None:
+    """Of the neighbours nine are News and one is Drama; other candidates are Drama, too."""
+    settings = {"layouts": {"web": [1, 6]}, "diversity": "none", "session_strength": 0.0}
+    catalogue = Catalogue(num_groups=3, settings=settings)
+    catalogue.watches[1] = [(50, LIKED)]
+    catalogue.group[50] = [1, 2]
+    catalogue.group[11:20, 0], catalogue.group[20, 0] = 1, 2  # neighbours
+    catalogue.group[1:6, 0], catalogue.group[6:11, 0] = 3, 2  # the best are neither
+    source = np.ones(40, int)
+    source[10:20] = NEAR | 1 << 8
+    inputs = catalogue.inputs(1, np.arange(1, 41), source=source, session=1)
+    [(title, rows)] = rows_of(page_of(catalogue.stage(tmp_path), inputs)).items()
+    assert title == "Because you watched Video 50"
+    assert rows == [11, 20, 12, 6, 13, 7]
+
+
 def test_genres_of_the_open_session_gain(tmp_path: Path) -> None:
     """By the share of the watched video's genres that they have, in parts of the scores' range."""
     catalogue = Catalogue(
-        settings={"layouts": {"web": [1, 6]}, "diversity": "none", "session_strength": 0.25}
+        settings={
+            "layouts": {"web": [1, 6]},
+            "diversity": "none",
+            "session_strength": 0.25,
+            "min_row_videos": 3,
+        },  # fmt: skip
     )
     catalogue.watches[1] = [(50, LIKED)]
     catalogue.group[50] = [1, 2]
