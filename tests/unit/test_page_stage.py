@@ -202,7 +202,7 @@ def test_genres_of_the_open_session_gain(tmp_path: Path) -> None:
             "diversity": "none",
             "session_strength": 0.25,
             "min_row_videos": 3,
-        },  # fmt: skip
+        },
     )
     catalogue.watches[1] = [(50, LIKED)]
     catalogue.group[50] = [1, 2]
