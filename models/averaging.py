@@ -28,13 +28,12 @@ class WeightAverage(tf.Module):
         self.steps = tf.Variable(0.0, trainable=False)
         self.average = [tf.Variable(weight, trainable=False) for weight in variables]
 
-    @tf.function
+    @tf.function(autograph=False)
     def update(self) -> None:
         """Take in the weights after one more step."""
         self.steps.assign_add(1.0)
         share = tf.minimum(1.0, (POWER + 1) / (POWER + self.steps))
-        # `strict=True` is unknown to the compiler of TensorFlow 2.12.
-        for average, weight in zip(self.average, self._weights):  # noqa: B905
+        for average, weight in zip(self.average, self._weights, strict=True):
             average.assign_add(share * (weight - average))
 
     def keep(self) -> None:

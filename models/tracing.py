@@ -14,12 +14,14 @@ def any_length(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` compiled for batches of any length, at its first call.
 
     Left to itself, TensorFlow traces for the lengths of the first batch, and again each time that
-    another tensor of a batch has another length than before.
+    another tensor of a batch has another length than before. And it would rewrite the source of
+    all that is called (AutoGraph), which takes more than half of a trace; what the models do does
+    not depend on values of tensors, so there is nothing to rewrite.
 
     Args:
         function: takes tensors whose first axis is the batch, or dictionaries of them.
     """
-    compiled = tf.function(function, reduce_retracing=True)
+    compiled = tf.function(function, reduce_retracing=True, autograph=False)
 
     def call(*batch: Any) -> Any:
         if not compiled.experimental_get_tracing_count():

@@ -21,6 +21,7 @@ from models.inputs import FeatureTables, Tensors
 from models.targets import Objective
 from models.team import team
 from models.towers import CandidateTower, QueryTower, masked_mean, video_table
+from models.tracing import any_length
 from workflow.config import RetrieverConfig
 from workflow.features.spec import FeatureSpec
 
@@ -143,7 +144,7 @@ def log_draw_probability(counts: npt.NDArray[np.int64], draws: int) -> npt.NDArr
 
 def candidate_vectors(model: TwoTower, tables: FeatureTables) -> npt.NDArray[np.float32]:
     """Vectors of the whole catalogue; float32 [num_videos + 1, output_dim], row 0 is zero."""
-    encode = tf.function(lambda rows: model.candidate(tables.candidate(rows), rows))
+    encode = any_length(lambda rows: model.candidate(tables.candidate(rows), rows))
     count = tables.spec.num_videos + 1
     parts = [
         encode(tf.range(start, min(start + SCORE_BATCH, count))).numpy()
@@ -158,7 +159,7 @@ def query_vectors(
     model: TwoTower, tables: FeatureTables, samples: dict[str, npt.NDArray[Any]]
 ) -> npt.NDArray[np.float32]:
     """Query vectors of sample rows; float32 [n, output_dim]."""
-    encode = tf.function(lambda batch: model.query(tables.query(batch)), reduce_retracing=True)
+    encode = any_length(lambda batch: model.query(tables.query(batch)))
     count = len(samples["user_row"])
     parts = [
         encode({k: tf.constant(v[start : start + SCORE_BATCH]) for k, v in samples.items()}).numpy()

@@ -48,21 +48,9 @@ class Steps:
     learning_rate: float
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How an update trains: first guesses, which tests/bench/daily_update.py has yet to judge.
-
-    Attributes:
-        replay_days: days before the new ones that are read once more, so that what changes slowly
-            is not forgotten.
-    """
-
-    replay_days: int = 3
-    retriever: Steps = Steps(1, 5e-4)
-    ranker: Steps = Steps(1, 3e-4)
-
-
-RECIPE = Recipe()
+# Judged by tests/bench/daily_update.py.
+RETRIEVER, RANKER = Steps(1, 5e-4), Steps(1, 3e-4)
+REPLAY_DAYS = 3  # before the new ones, read again so that what changes slowly is not forgotten
 
 
 class RecentStore(FeatureStore):
@@ -103,7 +91,6 @@ def update_models(
     config: Config,
     since: int,
     report: Report = no_report,
-    recipe: Recipe = RECIPE,
 ) -> dict[str, Any]:
     """Write retriever and ranker of `target`, whose features continue those of `parent`.
 
@@ -115,11 +102,11 @@ def update_models(
     tf.keras.utils.set_random_seed(config.seed + len(parent.updates()) + 1)
     scratch = target.checkpoints
     shutil.rmtree(scratch, ignore_errors=True)
-    store = RecentStore(target, scratch / "recent", since - recipe.replay_days * SECONDS_PER_DAY)
+    store = RecentStore(target, scratch / "recent", since - REPLAY_DAYS * SECONDS_PER_DAY)
     tables = FeatureTables(store, FeatureSpec.load(store.root / "spec.json"))
     setting = Setting(store, tables, config, scratch, report)
-    retriever = _update_retriever(parent, target, setting, recipe)
-    ranker = _update_ranker(parent, target, setting, recipe)
+    retriever = _update_retriever(parent, target, setting)
+    ranker = _update_ranker(parent, target, setting)
     shutil.rmtree(scratch, ignore_errors=True)
     return {
         "samples": ranker.rows,
@@ -128,7 +115,7 @@ def update_models(
     }
 
 
-def _update_retriever(parent: Run, target: Run, setting: Setting, recipe: Recipe) -> Progress:
+def _update_retriever(parent: Run, target: Run, setting: Setting) -> Progress:
     store, tables, config = setting.store, setting.tables, setting.config
     before = read_json(parent.retriever / "report.json")
     model = build_two_tower(tables, config, before["objective"])
@@ -141,7 +128,7 @@ def _update_retriever(parent: Run, target: Run, setting: Setting, recipe: Recipe
     whole = FeatureStore(target)
     everything = Watches.read(whole, tables.spec, *EVERYTHING)
     loss = batch_loss(model, setting, everything)
-    fit = _fit(model, loss, batches, setting.checkpoints / "retriever", recipe.retriever)
+    fit = _fit(model, loss, batches, setting.checkpoints / "retriever", RETRIEVER)
     progress = fit.run(setting.report, "retriever")
     queries = held_out_queries(whole, "test", columns)
     queries = queries.sample(config.retriever.max_valid_users, config.seed)
@@ -153,7 +140,7 @@ def _update_retriever(parent: Run, target: Run, setting: Setting, recipe: Recipe
     return progress
 
 
-def _update_ranker(parent: Run, target: Run, setting: Setting, recipe: Recipe) -> Progress:
+def _update_ranker(parent: Run, target: Run, setting: Setting) -> Progress:
     store, tables, config = setting.store, setting.tables, setting.config
     model = build_ranker(tables, config)
     load_grown(model, parent.ranker / "weights.npz")
@@ -165,7 +152,7 @@ def _update_ranker(parent: Run, target: Run, setting: Setting, recipe: Recipe) -
     lists = past_lists(retrieval, EVERYTHING, config.ranker.list_queries)
     batches = TaskBatches(setting, lists, EVERYTHING)
     loss = partial(ranker_loss, model, tables)
-    fit = _fit(model, loss, batches, setting.checkpoints / "ranker", recipe.ranker)
+    fit = _fit(model, loss, batches, setting.checkpoints / "ranker", RANKER)
     progress = fit.run(setting.report, "ranker")
     with replaced_folder(target.ranker) as folder:
         save_weights(model, folder / "weights.npz")

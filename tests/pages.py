@@ -291,3 +291,17 @@ def check_pages(folder: Path, seed: int, count: int) -> tuple[int, list[str]]:
         page = stage.run(inputs)["page"][0, 0]
         cursor = page.cursor if page.cursor and rng.random() < 0.7 else None
     return videos, found
+
+
+def page_of(stage: Any, inputs: dict[str, Any]) -> Any:
+    return stage.run(inputs)["page"][0, 0]
+
+
+def rows_of(page: Any) -> dict[str, list[int]]:
+    """Title -> rows of its videos; rows of one title one after the other."""
+    rows: dict[str, list[int]] = {}
+    start = 0
+    for title, size in zip(page.titles, page.sizes, strict=True):
+        rows.setdefault(title.decode(), []).extend(page.rows[start : start + size].tolist())
+        start += size
+    return rows

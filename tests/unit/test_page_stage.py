@@ -10,24 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.pages import DAY, NOW, VERSION, Catalogue, load
+from tests.pages import NOW, VERSION, Catalogue, load, page_of, rows_of
 
 NEAR, TREND, NEW = 2, 4, 8
 UNFINISHED, LIKED = 1, 2
-
-
-def page_of(stage: Any, inputs: dict[str, Any]) -> Any:
-    return stage.run(inputs)["page"][0, 0]
-
-
-def rows_of(page: Any) -> dict[str, list[int]]:
-    """Title -> rows of its videos; rows of one title one after the other."""
-    rows: dict[str, list[int]] = {}
-    start = 0
-    for title, size in zip(page.titles, page.sizes, strict=True):
-        rows.setdefault(title.decode(), []).extend(page.rows[start : start + size].tolist())
-        start += size
-    return rows
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -178,10 +164,31 @@ def test_what_is_being_watched_now_comes_first(tmp_path: Path, session: int, fir
         assert page.rows[:6].tolist() == [38, 39, 40, 1, 2, 3]
 
 
+def test_the_row_of_the_open_session_is_of_all_genres_of_the_video(tmp_path: Path) -> None:
+    """Of the neighbours nine are News and one is Drama; other candidates are Drama, too."""
+    settings = {"layouts": {"web": [1, 6]}, "diversity": "none", "session_strength": 0.0}
+    catalogue = Catalogue(num_groups=3, settings=settings)
+    catalogue.watches[1] = [(50, LIKED)]
+    catalogue.group[50] = [1, 2]
+    catalogue.group[11:20, 0], catalogue.group[20, 0] = 1, 2  # neighbours
+    catalogue.group[1:6, 0], catalogue.group[6:11, 0] = 3, 2  # the best are neither
+    source = np.ones(40, int)
+    source[10:20] = NEAR | 1 << 8
+    inputs = catalogue.inputs(1, np.arange(1, 41), source=source, session=1)
+    [(title, rows)] = rows_of(page_of(catalogue.stage(tmp_path), inputs)).items()
+    assert title == "Because you watched Video 50"
+    assert rows == [11, 20, 12, 6, 13, 7]
+
+
 def test_genres_of_the_open_session_gain(tmp_path: Path) -> None:
     """By the share of the watched video's genres that they have, in parts of the scores' range."""
     catalogue = Catalogue(
-        settings={"layouts": {"web": [1, 6]}, "diversity": "none", "session_strength": 0.25}
+        settings={
+            "layouts": {"web": [1, 6]},
+            "diversity": "none",
+            "session_strength": 0.25,
+            "min_row_videos": 3,
+        },
     )
     catalogue.watches[1] = [(50, LIKED)]
     catalogue.group[50] = [1, 2]
@@ -310,146 +317,6 @@ def test_a_cursor_of_another_bundle_begins_anew(tmp_path: Path) -> None:
     cursor = load("cursor").encode(VERSION + 1, 0, np.array([1, 2])).decode()
     page = page_of(stage, catalogue.inputs(0, np.arange(1, 41), cursor=cursor))
     assert page.status == 6 and page.kinds[0] == b"top" and 1 in page.rows
-
-
-# --- sources -------------------------------------------------------------------------------------
-def gathered(
-    catalogue: Catalogue, stage: Any, user: int, found: Any, **more: Any
-) -> dict[str, Any]:
-    inputs = catalogue.inputs(user, found, **more)
-    vector = catalogue.rng.normal(size=12).astype(np.float32)
-    score = catalogue.candidate_vector[found] @ vector
-    inputs |= {"query_vector": vector[None], "candidate_score": score[None]}
-    del inputs["ranker_score"], inputs["candidate_source"]
-    got = stage.gather(inputs)
-    rows = got["candidate_row"][0]
-    np.testing.assert_allclose(
-        got["candidate_score"][0][rows > 0], catalogue.candidate_vector[rows[rows > 0]] @ vector,
-        rtol=1e-5,
-    )  # fmt: skip
-    return {
-        "rows": rows.tolist(),
-        "source": dict(zip(rows.tolist(), got["candidate_source"][0].tolist(), strict=True)),
-    }
-
-
-def test_what_gather_looked_up_makes_the_same_page(tmp_path: Path) -> None:
-    """Watches online and a cursor included."""
-    catalogue = Catalogue.random(3, num_videos=300)
-    stage = catalogue.stage(tmp_path)
-    asked = [
-        catalogue.inputs(user, np.arange(1, 61), online=online, cursor=cursor)
-        for user, online, cursor in ((1, [7, 9], None), (2, [], stage_cursor(8, 11)))
-    ]
-    for inputs in asked:
-        vector = catalogue.rng.normal(size=(1, 12)).astype(np.float32)
-        score = catalogue.rng.random((1, 60)).astype(np.float32)
-        known = inputs | {"query_vector": vector, "candidate_score": score}
-        known |= stage.gather(known)
-        known["ranker_score"] = catalogue.rng.random(known["candidate_row"].shape, np.float32)
-        with_it = stage.run(known)["page"][0, 0].plain()
-        del known["looked"]
-        assert with_it == stage.run(known)["page"][0, 0].plain() and with_it["rows"]
-
-
-def stage_cursor(*rows: int) -> str:
-    """Of a first answer that showed these."""
-    return str(load("cursor").encode(VERSION, 0, np.array(rows)).decode())
-
-
-def test_sources_are_merged_with_quotas(tmp_path: Path) -> None:
-    quotas = {"two_tower": 4, "neighbours": 4, "trending": 2, "fresh": 2}
-    catalogue = Catalogue(settings={"quotas": quotas})
-    catalogue.watches[1] = [(59, LIKED), (60, LIKED), (58, 0)]  # 58 was no good
-    catalogue.neighbour[60] = [20, 21, 22, 1, 0]
-    catalogue.neighbour[59] = [59, 30, 31, 32, 20]
-    catalogue.trending[0, :4] = [2, 60, 40, 41]
-    catalogue.published[[50, 51, 52]] = NOW - np.array([2, 1, 40]) * DAY
-    got = gathered(catalogue, catalogue.stage(tmp_path), 1, np.arange(1, 13))
-    assert got["rows"] == [1, 2, 3, 4, 20, 21, 30, 31, 40, 51, 50, 5]
-    source = got["source"]
-    assert source[1] == 1 | NEAR | 1 << 8  # found twice; the quota of neighbours is used up
-    assert (source[2], source[3]) == (1 | TREND, 1)
-    assert (source[20], source[21], source[30]) == (
-        NEAR | 1 << 8 | 1 << 9, NEAR | 1 << 8, NEAR | 1 << 9,
-    )  # fmt: skip
-    assert (source[40], source[51], source[50]) == (TREND, NEW, NEW)
-
-
-def test_what_rules_leave_open_is_filled_up(tmp_path: Path) -> None:
-    """First from what retrieval found beyond its quota, then from what is popular."""
-    quotas = {"two_tower": 4, "neighbours": 0, "trending": 0, "fresh": 4}
-    catalogue = Catalogue(settings={"quotas": quotas})
-    catalogue.until[[1, 2, 3]] = 0
-    catalogue.popular = np.array([[3, 9, 4, 10, 11, 12]], np.int32)
-    got = gathered(catalogue, catalogue.stage(tmp_path), 1, np.arange(1, 9))
-    assert got["rows"] == [4, 5, 6, 7, 8, 9, 10, 11]
-    assert got["source"] == {4: 1, 5: 1, 6: 1, 7: 1, 8: 1, 9: 16, 10: 16, 11: 16}
-
-
-def test_a_small_catalogue_is_padded(tmp_path: Path) -> None:
-    catalogue = Catalogue(num_videos=3)
-    got = gathered(catalogue, catalogue.stage(tmp_path), 1, np.array([2, 1]), online=[3])
-    assert got["rows"] == [2, 1] + [0] * 48
-
-
-def test_gathering_leaves_no_trace(tmp_path: Path) -> None:
-    catalogue = Catalogue.random(8, 150)
-    stage = catalogue.stage(tmp_path)
-    first = gathered(catalogue, stage, 3, np.arange(1, 60))
-    for user in range(8):
-        gathered(catalogue, stage, user, catalogue.rng.permutation(150)[:60] + 1)
-    assert gathered(catalogue, stage, 3, np.arange(1, 60)) == first
-    assert not stage.sources.bits.any() and not stage.rules.hidden.any()
-
-
-# --- exploration ---------------------------------------------------------------------------------
-def explored(stage: Any, catalogue: Catalogue, user: int, time: int = NOW) -> Any:
-    source = np.where(np.arange(1, 41) > 20, NEW, 1)  # half of the candidates are new
-    return page_of(stage, catalogue.inputs(user, np.arange(1, 41), source=source, time=time))
-
-
-def test_new_videos_get_places_as_often_as_their_propensity_says(tmp_path: Path) -> None:
-    catalogue = Catalogue(
-        num_users=400,
-        settings={"layouts": {"web": [2, 9]}, "explore_slots": 2, "diversity": "none"},
-    )
-    stage = catalogue.stage(tmp_path)
-    expected, counts = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
-    pages = 0
-    for user in range(400):
-        for day in range(5):
-            page = explored(stage, catalogue, user, NOW + day * DAY)
-            assert page.titles == [b"Top picks", b"New releases"]
-            new = page.rows[9:]
-            drawn = np.flatnonzero(page.sources[9:] & 64)
-            assert drawn.tolist() == [3, 7]
-            assert np.delete(new, drawn).tolist() == list(
-                range(21, 28)
-            )  # the best keep their order
-            assert page.propensities[9:][drawn].tolist() == [np.float32(1 / 13), np.float32(1 / 12)]
-            assert (np.delete(page.propensities, 9 + drawn) == 1).all()
-            first, second = int(new[3]), int(new[7])
-            counts[3, first] += 1
-            counts[7, second] += 1
-            for row in set(range(28, 41)):
-                expected[3, row] += 1 / 13
-                if row != first:
-                    expected[7, row] += 1 / 12
-            pages += 1
-    assert set(counts) == set(expected)
-    chi2 = sum((counts[key] - expected[key]) ** 2 / expected[key] for key in expected)
-    assert chi2 < 60  # 24 degrees of freedom; the seed is fixed, so this is no matter of luck
-    assert pages == 2000
-
-
-def test_exploration_is_the_same_all_day(tmp_path: Path) -> None:
-    catalogue = Catalogue(settings={"layouts": {"web": [2, 6]}, "explore_slots": 2})
-    stage = catalogue.stage(tmp_path)
-    days = [explored(stage, catalogue, 1, NOW + hour * 3600) for hour in (0, 5, 23)]
-    assert len({tuple(page.rows.tolist()) for page in days}) == 1
-    others = {tuple(explored(stage, catalogue, 1, NOW + d * DAY).rows.tolist()) for d in range(9)}
-    assert len(others) > 5
 
 
 # --- records -------------------------------------------------------------------------------------

@@ -57,8 +57,9 @@ class Draft:
         placed = []
         if self.number == 0:
             if self.past.num_now:  # its row is the board's first
-                placed += board.place(0, self.columns, self.least)
-            placed.append(board.top(self.columns))
+                placed += board.place(0, self._like(self.past.seeds[0], board), self.least)
+            if self._left() > len(placed):
+                placed.append(board.top(self.columns))
         self.propensity = np.ones(len(self.rows), np.float32)
         placed += board.choose(
             self._left() - len(placed), self.columns, self.least, self._with_exploration(board)
@@ -139,6 +140,14 @@ class Draft:
             own = group[seed][group[seed] > 0]
             weight[own] += 1 / max(len(own) * len(seeds), 1)
         return weight.take(group.take(rows, axis=0)).sum(axis=1)
+
+    def _like(self, seed, board):
+        """Positions of the row of what was watched last, the board's first kind."""
+        group = self.stage.group
+        own, groups = group[seed], group.take(self.rows, axis=0)
+        of_each = np.array([(groups == one).any(axis=1) for one in own[own > 0]], bool)
+        of_each = of_each.reshape(-1, len(self.rows))
+        return self.stage.rows_module.by_turns(board.member[0], board.free, of_each, self.columns)
 
     def _board(self):
         stage, rows = self.stage, self.stage.rows_module

@@ -76,9 +76,8 @@ class Board:
         self.take(positions)
         return Row(Kind("top"), positions)
 
-    def place(self, kind, columns, least):
+    def place(self, kind, positions, least):
         """A list of the row of a kind, which then competes no more; empty if it is too short."""
-        positions = self.free_of(kind, columns)
         if len(positions) < least:
             return []
         self.take(positions)
@@ -129,6 +128,40 @@ class Board:
     def rest(self):
         """Positions that no row shows, best first."""
         return self.free.nonzero()[0]
+
+
+def by_turns(near, free, groups, columns):
+    """At most `columns` positions like a video, as many for each of its groups as for the others.
+
+    One watch does not tell which of its groups the viewer came for: a row of the nearest alone
+    shows the most frequent one and may lack the others (Steck, Calibrated recommendations, RecSys
+    2018).
+
+    Args:
+        near: bool [n], the video's neighbours; they come before others of the same group.
+        free: bool [n], what may be shown.
+        groups: bool [g, n], whether a candidate is of each of the video's groups.
+    """
+    near, of = near & free, groups & free
+    queues = [
+        iter((near & mine).nonzero()[0].tolist() + (mine & ~near).nonzero()[0].tolist())
+        for mine in of
+    ]
+    counts, chosen = [0] * len(queues), {}
+    while len(chosen) < columns and queues:
+        turn = counts.index(min(counts))
+        position = next((one for one in queues[turn] if one not in chosen), None)
+        if position is None:
+            counts[turn] = columns + 1  # it has no more
+            if min(counts) > columns:
+                break
+            continue
+        chosen[position] = True
+        for group, mine in enumerate(of):
+            counts[group] += int(mine[position])
+    rest = near.nonzero()[0].tolist()
+    filled = dict.fromkeys([*chosen, *rest])
+    return np.array(list(filled)[:columns], np.int64)
 
 
 def chunks(values, wanted, columns, least):
