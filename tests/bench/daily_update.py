@@ -90,7 +90,10 @@ class Log:
         return cls(*tables, LOG_END - (DAYS + JUDGED_DAYS) * DAY)
 
     def write(self, folder: Path, first_day: int, last_day: int) -> Path:
-        """Events, users and videos that came in these days; day 0 is all that was before."""
+        """Events, users and videos that came in these days; day 0 is all that was before.
+
+        A table without rows is not written: on some days nobody signs up.
+        """
         since = 0 if first_day == 0 else self.cut + (first_day - 1) * DAY
         until = self.cut + last_day * DAY
         (folder / "events").mkdir(parents=True)
@@ -103,8 +106,16 @@ class Log:
             chosen = pc.and_(pc.greater_equal(time, since), pc.less(time, until))
             if table is not self.events and first_day == 0:
                 chosen = pc.less(time, until)
-            pq.write_table(table.filter(chosen), folder / path)
+            found = table.filter(chosen)
+            if len(found):
+                pq.write_table(found, folder / path)
         return folder
+
+
+def tables_of(folder: Path) -> dict[str, Path]:
+    """What `Log.write` wrote: "events", and "users" and "videos" where there are any."""
+    files = {name: folder / f"{name}.parquet" for name in ("users", "videos")}
+    return {"events": folder / "events"} | {n: path for n, path in files.items() if path.exists()}
 
 
 # --- what it costs -------------------------------------------------------------------------------
@@ -138,8 +149,7 @@ def full(run: Path, source: Path) -> float:
 def update(run: Path, day: Path) -> float:
     return cpu_of(
         "-c", "from workflow.cli import main; main()", "update", "--run", run,
-        "--events", day / "events",
-        "--users", day / "users.parquet", "--videos", day / "videos.parquet",
+        *(word for name, path in tables_of(day).items() for word in (f"--{name}", path)),
     )  # fmt: skip
 
 
@@ -154,9 +164,7 @@ def served(run: Run, later: Path, since: int, *, refreshed: bool = False) -> dic
     job = Job.load(run)
     with tempfile.TemporaryDirectory() as place:
         target = Run(Path(place) / "later")
-        files = {"events": later / "events"}
-        files |= {name: later / f"{name}.parquet" for name in ("users", "videos")}
-        append_events(run, target, job.config, job.contract, files)
+        append_events(run, target, job.config, job.contract, tables_of(later))
         extend_features(run, target, job.config, job.contract, grows=False)
         store = RecentStore(target, Path(place) / "recent", since)
         before = FeatureStore(run)
