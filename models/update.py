@@ -49,7 +49,7 @@ class Steps:
 
 
 # Judged by tests/bench/daily_update.py.
-RETRIEVER, RANKER = Steps(1, 5e-4), Steps(1, 3e-4)
+RETRIEVER, RANKER = Steps(6, 1e-3), Steps(1, 3e-4)
 REPLAY_DAYS = 3  # before the new ones, read again so that what changes slowly is not forgotten
 
 
