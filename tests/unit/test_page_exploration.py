@@ -33,9 +33,8 @@ def test_new_videos_get_places_as_often_as_their_propensity_says(tmp_path: Path)
             new = page.rows[9:]
             drawn = np.flatnonzero(page.sources[9:] & 64)
             assert drawn.tolist() == [3, 7]
-            assert np.delete(new, drawn).tolist() == list(
-                range(21, 28)
-            )  # the best keep their order
+            kept = np.delete(new, drawn).tolist()
+            assert kept == list(range(21, 28))  # the best keep their order
             assert page.propensities[9:][drawn].tolist() == [np.float32(1 / 13), np.float32(1 / 12)]
             assert (np.delete(page.propensities, 9 + drawn) == 1).all()
             first, second = int(new[3]), int(new[7])

@@ -143,11 +143,9 @@ class Draft:
 
     def _like(self, seed, board):
         """Positions of the row of what was watched last, the board's first kind."""
-        group = self.stage.group
-        own, groups = group[seed], group.take(self.rows, axis=0)
-        of_each = np.array([(groups == one).any(axis=1) for one in own[own > 0]], bool)
-        of_each = of_each.reshape(-1, len(self.rows))
-        return self.stage.rows_module.by_turns(board.member[0], board.free, of_each, self.columns)
+        own = self.stage.group[seed]
+        groups = board.member[len(self.past.seeds) + 1 + own[own > 0]]  # as `membership` has them
+        return self.stage.rows_module.by_turns(board.member[0], board.free, groups, self.columns)
 
     def _board(self):
         stage, rows = self.stage, self.stage.rows_module
