@@ -19,15 +19,11 @@ ALWAYS = np.iinfo(np.int64).max
 
 
 def open_session(path):
-    """An ONNX Runtime session on one thread that does not spin while idle.
-
-    Without plans of memory for each shape of batch that comes: memory would grow with their number.
-    """
+    """An ONNX Runtime session on one thread that does not spin while idle."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
