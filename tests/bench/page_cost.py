@@ -4,8 +4,9 @@
 
 Serves each run (runs/sim, and say a copy of it that older code exported) and an echo, all at once,
 and asks them in turn, pages as a tv and lists: the CPU of the server and its Python processes a
-request, as the median over the rounds. What else the machine does makes any figure larger; in
-turns it makes all of them larger. Exit status 1 where the first run's page takes more than the bar.
+request, as the median over the rounds, and in the quietest round, which is the one in which the
+echo took least. What else the machine does makes any figure larger; in turns it makes all of them
+larger. Exit status 1 where the median of the first run's page is above the bar.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ def stages_us(url: str, users: list[int], moment: int) -> dict[str, int]:
     return {name: round(statistics.median((one or {})[name] for one in took)) for name in names}
 
 
-def measure(runs: list[Run], rounds: int, requests: int) -> dict[str, float]:
-    """Median CPU ms a request by "RUN MODEL" and of the echo."""
+def measure(runs: list[Run], rounds: int, requests: int) -> dict[str, list[float]]:
+    """CPU ms a request, [median, in the quietest round], by "RUN MODEL" and of the echo."""
     top_k = Job.load(runs[0]).config.serving.default_top_k
     ports = free_ports(3)
     with ExitStack() as open_, tempfile.TemporaryDirectory() as folder:
@@ -119,7 +120,11 @@ def measure(runs: list[Run], rounds: int, requests: int) -> dict[str, float]:
         for _ in range(rounds):
             for name, one in asked.items():
                 took[name].append(one.cpu_ms())
-    return {name: round(statistics.median(values), 3) for name, values in took.items()}
+    quietest = took["echo"].index(min(took["echo"]))
+    return {
+        name: [round(statistics.median(values), 3), round(values[quietest], 3)]
+        for name, values in took.items()
+    }
 
 
 def main() -> None:
@@ -130,8 +135,8 @@ def main() -> None:
     options = parser.parse_args()
     runs = [Run(path) for path in options.runs]
     found = measure(runs, options.rounds, options.requests)
-    print(json.dumps({"cpu_ms_per_request": found}, indent=2))
-    sys.exit(0 if found[f"{runs[0]} {PAGE}"] <= BAR_MS else 1)
+    print(json.dumps({"cpu_ms_median_and_in_the_quietest_round": found}, indent=2))
+    sys.exit(0 if found[f"{runs[0]} {PAGE}"][0] <= BAR_MS else 1)
 
 
 if __name__ == "__main__":

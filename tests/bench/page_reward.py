@@ -100,10 +100,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--users", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=3, help="of the visits")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         service = Service(Run(options.run), Path(folder) / "events.sqlite")
-        found = study(service, service.visits(options.users, seed=3))
+        found = study(service, service.visits(options.users, seed=options.seed))
     is_above = True
     for when, values in found.items():
         mean = {name: round(float(np.mean([v[name] for v in values])), 3) for name in values[0]}

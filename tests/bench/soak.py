@@ -27,10 +27,16 @@ LOOK_S = 2.0
 CALLERS, LOAD, MEASURE_S, ROUND_S = 32, 0.8, 2.0, 20.0
 
 
-def memory_mb(pid: int) -> float:
-    """Private and shared resident memory of the server and its stages, each page once."""
+def memory_mb(pid: int) -> dict[str, float]:
+    """Private and shared resident memory of the server and each stage, each page once."""
     root = psutil.Process(pid)
-    return sum(one.memory_full_info().pss for one in (root, *root.children())) / 1e6
+    return {_name(one): one.memory_full_info().pss / 1e6 for one in (root, *root.children())}
+
+
+def _name(process: psutil.Process) -> str:
+    """`retrieval` of a Python stage's process, which has its model's folder on its command line."""
+    words = [Path(word) for word in process.cmdline() if word.endswith("model.py")]
+    return words[0].parents[1].name if words else process.name()
 
 
 def whole(outcomes: list[Outcome]) -> Outcome:
@@ -60,7 +66,7 @@ def main(run: str, minutes: float = 30.0) -> int:
     with running_server(Run(Path(run))) as server:
         load = Load(server.grpc_url, payloads(Run(Path(run)), server))
         load.at_concurrency(CALLERS, 10)
-        seen: list[float] = []
+        seen: list[dict[str, float]] = []
         ended = threading.Event()
 
         def look() -> None:
@@ -74,8 +80,9 @@ def main(run: str, minutes: float = 30.0) -> int:
         ended.set()
         watcher.join()
     outcome = whole(outcomes)
-    first = seen[len(seen) // 10]
-    most = max(seen[len(seen) // 10 :])
+    totals = [sum(one.values()) for one in seen]
+    first = totals[len(seen) // 10]
+    most = max(totals[len(seen) // 10 :])
     result = {
         "minutes": round((time.monotonic() - started) / 60, 1),
         "capacity_per_s": [round(min(capacities)), round(max(capacities))],
@@ -85,7 +92,10 @@ def main(run: str, minutes: float = 30.0) -> int:
         "errors": dict(outcome.errors),
         "p50_ms": round(outcome.p_ms(50), 2),
         "p99_ms": round(outcome.p_ms(99), 2),
-        "memory_mb": [round(first, 1), round(most, 1), round(seen[-1], 1)],
+        "memory_mb": [round(first, 1), round(most, 1), round(totals[-1], 1)],
+        "memory_mb_by_process": {
+            name: [round(one[name], 1) for one in seen[len(seen) // 10 :: 60]] for name in seen[-1]
+        },
         "memory_ratio": round(most / first, 3),
     }
     print(json.dumps(result, indent=2))

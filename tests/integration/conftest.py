@@ -1,4 +1,4 @@
-"""Servers of the small runs of `tests/runs.py`, copies to spoil, and looks at folders."""
+"""Servers and deployments of the small runs of `tests/runs.py`, copies, looks at folders."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from tests.deployments import Bundles
 from tests.runs import Made, Marquee
 from tests.servers import serving
 from triton_repo.client import Client
+from triton_repo.deployment import Deployment, Pointer
 
 
 @pytest.fixture
@@ -62,6 +64,21 @@ def clip_server(marquee: Marquee, clip_run: Made) -> Iterator[dict[str, Any]]:
 def sim_client(sim_server: dict[str, Any]) -> Iterator[Client]:
     with Client(sim_server["grpc_url"]) as client:
         yield client
+
+
+# --- deployments ---------------------------------------------------------------------------------
+@pytest.fixture(scope="session")
+def bundles(sim_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+    return Bundles(tmp_path_factory.mktemp("bundles"), sim_run.folder / "model_repository")
+
+
+@pytest.fixture
+def place(bundles: Bundles, tmp_path: Path) -> Deployment:
+    """A deployment of bundle 1; nothing serves it yet."""
+    made = Deployment(tmp_path / "deployment")
+    made.install(bundles.runs[1].repository)
+    made.point(Pointer(1))
+    return made
 
 
 # --- looking at folders --------------------------------------------------------------------------

@@ -107,6 +107,34 @@ def test_the_server_answers_as_the_stages_do_here(
         assert there == here and there.rows
 
 
+def test_many_users_at_once_are_answered_as_each_alone(
+    sim_run: Any, tables: dict[str, Any], moment: int
+) -> None:
+    local = LocalPage(Run(sim_run.folder))
+    asked = [as_tensors(user, time=moment) for user in list(tables["users"])[:30]]
+    for number, one in enumerate(asked):
+        one["want_record"] = np.array([[number % 3]], np.int32)
+    sizes, run_steps = [], local.stage.run_steps
+
+    def counting(inputs: dict[str, Any]) -> Any:
+        sizes.append(len(inputs["user_id"]))
+        return run_steps(inputs)
+
+    local.stage.run_steps = counting
+    joined = local.infer({name: np.concatenate([one[name] for one in asked]) for name in asked[0]})
+    assert sum(sizes) == len(asked) and 1 < max(sizes) <= 3_200 / local.stage.candidates
+    equal = 0
+    for number, one in enumerate(asked):
+        alone = local.infer(one)
+        count = int(alone["row_size"].sum())
+        names = ("video_id", "source")
+        equal += all((joined[name][number, :count] == alone[name][0]).all() for name in names)
+        records = (joined["record"][number, 0], alone["record"][0, 0])
+        fields = [set(json.loads(record or b"{}")) for record in records]
+        assert fields[0] == fields[1] and ("explained" in fields[0]) == (number % 3 == 2)
+    assert equal >= 28  # sums in batches of other sizes are rounded otherwise
+
+
 def test_scrolling_never_repeats(sim_client: Client, tables: dict[str, Any], moment: int) -> None:
     user = next(iter(tables["users"].values()))
     context: dict[str, Any] = {"device": "phone"}

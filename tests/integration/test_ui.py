@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import os
-import shutil
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.bundles import variant
+from tests.web_page import ask, chromium, showing
 from triton_repo.page_tensors import STEPS
-from triton_repo.split import Split, SplitClient
-from workflow.run import Run
 
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 360, "height": 740}
-
-
-@contextmanager
-def showing(marquee: Any, *words: Any) -> Iterator[dict[str, Any]]:
-    """`marquee ui` until the block ends; yields what it printed, and its process id."""
-    process = marquee.start("ui", *words, "--port", 0, "--json")
-    try:
-        line = process.stdout.readline()
-        assert line, process.communicate()[1]
-        yield {**json.loads(line), "pid": process.pid}
-    finally:
-        process.send_signal(signal.SIGINT)
-        result = marquee.finish(process, 60)
-    assert result.status == 0, result.err
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +26,8 @@ def announced(marquee: Any, sim_run: Any, sim_server: dict[str, Any]) -> Iterato
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.fail("no chromium on PATH. Next: apt-get install chromium", pytrace=False)
-    words = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=words)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -94,19 +65,6 @@ def opened(browser: Browser, announced: dict[str, Any]) -> Iterator[Callable[...
     for context in contexts:
         context.close()
     assert wrong == []
-
-
-def ask(
-    announced: dict[str, Any], method: str, path: str, body: Any = None, **headers: str
-) -> tuple[int, dict[str, Any]]:
-    """Without a browser: (status, JSON)."""
-    connection = http.client.HTTPConnection(urlsplit(announced["url"]).netloc, timeout=30)
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    connection.request(method, path, None if body is None else json.dumps(body), names)
-    answer = connection.getresponse()
-    value = json.loads(answer.read())
-    connection.close()
-    return answer.status, value
 
 
 def ids(page: Page) -> list[str]:
@@ -360,82 +318,3 @@ def test_it_listens_on_this_machine_only(announced: dict[str, Any]) -> None:
     listening = [one.laddr for one in connections if one.status == "LISTEN"]
     assert [one.ip for one in listening] == ["127.0.0.1"]
     assert urlsplit(announced["url"]).port == listening[0].port
-
-
-def test_data_that_declares_nothing_for_the_page(
-    marquee: Any, clip_run: Any, clip_server: dict[str, Any]
-) -> None:
-    """String ids, neither users nor labels nor watch times."""
-    with showing(marquee, "--run", clip_run.folder) as announced:
-        _, setup = ask(announced, "GET", "/api/setup")
-        names = {one["name"] for one in setup["context"]}
-        assert names == {"device", "app", "slot"} and setup["label"] is None
-        _, found = ask(announced, "GET", "/api/users")
-        user = found["users"][2]
-        assert user["id"].startswith("vü-") and user["watches"] > 0 and user["country"] is None
-        query = urlencode({"user": user["id"], "device": "phone", "app": "télé", "slot": 3})
-        status, page = ask(announced, "GET", f"/api/page?{query}")
-        shown = [video for row in page["rows"] for video in row["videos"]]
-        assert status == 200 and len({one["id"] for one in shown}) == len(shown) >= 100
-        assert all(one["p_positive"] is None and one["watch_s"] is None for one in shown)
-        assert all(0 < one["p_watched"] < 1 for one in shown)
-        query = urlencode({"id": shown[0]["id"]})
-        assert ask(announced, "GET", f"/api/video?{query}")[1]["title"]
-        body = {"user": user["id"], "video": shown[0]["id"], "watch_s": 5, "label": 1}
-        kind = {"Content_Type": "application/json"}
-        status, kept = ask(announced, "POST", "/api/watch", body, **kind)
-        assert status == 200 and kept["num_events"] >= 1
-        status, health = ask(announced, "GET", "/api/health")
-        assert status == 200 and "no label" in health["calibration"]["missing"]
-
-
-def test_a_deployment_says_what_it_serves(
-    marquee: Any, sim_run: Any, serve_deployment: Any, tmp_path: Path
-) -> None:
-    folder = tmp_path / "deployment"
-    marquee.json("deploy", sim_run.folder, "--deployment", folder)
-    assert "no server of" in marquee("ui", "--deployment", folder, "--port", 0, "--no-open").error
-    with serve_deployment(folder), showing(marquee, "--deployment", folder) as announced:
-        _, found = ask(announced, "GET", "/api/users")
-        user = found["users"][1]["id"]
-        status, page = ask(announced, "GET", f"/api/page?user={user}&device=web")
-        assert status == 200 and len(page["rows"]) > 10 and page["version"] == announced["version"]
-        _, health = ask(announced, "GET", "/api/health")
-        assert health["split"]["live"] == announced["version"]
-        assert health["split"]["seen"] == {str(announced["version"]): 1}
-        assert "in the run" in health["drift"]["log"]["missing"]
-
-
-def test_shares_of_a_split(
-    marquee: Any, sim_run: Any, serve_deployment: Any, browser: Browser, tmp_path: Path
-) -> None:
-    """Two bundles, users by a split of 30%: the tab says how many each one answered."""
-    folder, other = tmp_path / "deployment", Run(tmp_path / "other")
-    marquee.json("deploy", sim_run.folder, "--deployment", folder)
-    variant(Run(sim_run.folder).repository, other.repository, version=7)
-    split, asked = Split({"wider": 0.3}, "rows"), [f"{n}" for n in range(200)]
-    named = sum(split.name_of(user) == "wider" for user in asked)
-    with serve_deployment(folder) as endpoint:
-        marquee.json("deploy", other.root, "--deployment", folder, "--as", "wider")
-        with SplitClient(endpoint["grpc_url"], split) as client:
-            for user in asked:
-                client.recommend(user, top_k=1)
-        with showing(marquee, "--deployment", folder) as announced:
-            _, health = ask(announced, "GET", "/api/health")
-            live, wider = health["split"]["serving"]
-            assert (live["users"], wider["users"]) == (200 - named, named) and named > 40
-            assert wider["version"] == 7 and wider["share"] == round(named / 200, 4)
-            page = browser.new_page()
-            page.goto(announced["url"])
-            page.get_by_role("tab", name="Health").click()
-            heading = page.get_by_role("heading", name="A/B split", exact=True)
-            row = page.locator(".card", has=heading).locator("tr", has_text="wider")
-            expect(row).to_contain_text(f"{named / 2:.1f}%", timeout=30_000)
-            page.close()
-
-
-def test_what_cannot_be_shown(marquee: Any, sim_run: Any, tmp_path: Any) -> None:
-    words = ["--no-open", "--port", 0]
-    assert "were both given" in marquee("ui", "--run", "a", "--deployment", "b", *words).error
-    assert "nothing is deployed" in marquee("ui", "--deployment", tmp_path, *words).error
-    assert "no run" in marquee("ui", "--run", tmp_path / "none", *words).error

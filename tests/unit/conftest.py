@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.loopback import Server
+from tests.simulated import CONFIG, Dataset
+from workflow.data.simulator import simulate
 
 
 @pytest.fixture
@@ -32,3 +34,11 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A simulated folder to look at, not to change."""
+    folder = tmp_path_factory.mktemp("sim")
+    simulate(CONFIG, folder)
+    return Dataset(folder)

@@ -36,6 +36,7 @@ class Stage(Fused):  # type: ignore[misc, valid-type]
         super().__init__(folder, state)
         self.page = self.stage("page_stage")
         self.retrieval.num_candidates = self.page.settings["num_fetched"]
+        self.candidates = self.page.sources.total
 
     def check(self, inputs, sizes):
         """Reasons to refuse requests, by position: cursors that are none."""

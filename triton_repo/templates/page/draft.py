@@ -69,8 +69,9 @@ class Draft:
             placed.append(self.stage.rows_module.Row(more, part))
         if not placed:
             return
-        for row in placed:
-            self._name(row.kind.name, self._title(row.kind), len(row.positions))
+        self.kinds += [row.kind.name.encode() for row in placed]
+        self.titles += [self._title(row.kind) for row in placed]
+        self.sizes += [len(row.positions) for row in placed]
         at = np.concatenate([row.positions for row in placed])
         columns = (self.rows, self.scores, self.source, self.propensity)
         self.parts.append(tuple(values.take(at) for values in columns))
@@ -108,16 +109,17 @@ class Draft:
         keep = stage.sources.first_places(request.candidate_row, ok.nonzero()[0])
         score = request.ranker_score.take(keep)
         settings, relevance = stage.settings, np.zeros(len(score), np.float32)
-        vectors = stage.diversity_vector.take(request.candidate_row.take(keep), axis=0)
+        rows = request.candidate_row.take(keep)
+        vectors = stage.diversity_vector.take(rows, axis=0)
         if len(score):
             low = score.min()
-            relevance += (score - low) / max(score.max() - low, np.float32(1e-9))
+            relevance += (score - low) / max(float(score.max() - low), 1e-9)
         now = self.past.seeds[: self.past.num_now]
         if now:
             strength = np.float32(settings["session_strength"])
-            relevance += strength * self._shared(now, request.candidate_row.take(keep))
+            relevance += strength * self._shared(now, rows)
         by_worth = np.argsort(-relevance if now else -score, kind="stable")
-        keep, score = keep.take(by_worth), score.take(by_worth)
+        keep, rows, score = keep.take(by_worth), rows.take(by_worth), score.take(by_worth)
         relevance, vectors = relevance.take(by_worth), vectors.take(by_worth, axis=0)
         chosen = np.array(
             stage.diversify(
@@ -128,9 +130,9 @@ class Draft:
         is_left = np.ones(len(keep), bool)
         is_left[chosen] = False
         order = np.concatenate([chosen, is_left.nonzero()[0]])
-        keep = keep.take(order)
-        self.rows, self.scores = request.candidate_row.take(keep), score.take(order)
-        self.source, self.vectors = request.candidate_source.take(keep), vectors.take(order, axis=0)
+        self.rows, self.scores = rows.take(order), score.take(order)
+        self.source = request.candidate_source.take(keep.take(order))
+        self.vectors = vectors.take(order, axis=0)
 
     def _shared(self, seeds, rows):
         """How much of the groups of the seeds each video has; float32 [n], from 0 to 1."""
@@ -206,10 +208,10 @@ class Draft:
         self.parts.append((rows, columns[0], columns[1].astype(np.int32), columns[2]))
 
     def _title(self, kind):
+        if kind.name == "genre":
+            return self.stage.group_titles[kind.subject]
         if kind.name == "because":
             return b"Because you watched " + self.stage.title(kind.subject)
-        if kind.name == "genre":
-            return self.stage.settings["groups"][kind.subject].encode()
         return TITLES[kind.name] + (self.nation if kind.name == "trending" else b"")
 
     def columns_so_far(self):

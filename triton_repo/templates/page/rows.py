@@ -13,6 +13,7 @@ NOW = 100.0  # how much more a row counts that answers what is being watched
 # Trending and new are worth a visit's place further down, but every page should have them.
 PRIOR = {"because": 2.0, "trending": 0.25, "new": 0.25, "genre": 1.0}
 PROMISED = ("trending", "new")
+_WORTH = np.exp2(np.arange(4096, dtype=np.float32) / np.float32(-HALF_LIFE))
 
 
 class Kind(NamedTuple):
@@ -42,14 +43,16 @@ class Board:
     def __init__(self, kinds, member, vectors, strength):
         self.kinds = kinds
         count = member.shape[1]
-        worth = np.exp2(np.arange(count, dtype=np.float32) / np.float32(-HALF_LIFE))
-        self.value = member * worth  # [k, n]
+        worth = _WORTH
+        if count > len(worth):
+            worth = np.exp2(np.arange(count, dtype=np.float32) / np.float32(-HALF_LIFE))
+        self.value = member * worth[:count]  # [k, n]
         centre = self.value @ vectors
         likeness = centre @ centre.T
         length = np.sqrt(likeness.diagonal()) + np.float32(1e-9)
         likeness /= length
         likeness /= length[:, None]
-        self.room = list(1 - np.float32(strength) * likeness)
+        self.room = 1 - np.float32(strength) * likeness  # [k, k]
         self.prior = np.array([PRIOR[kind.name] for kind in kinds], np.float32)
         self.member, self.free = member, np.ones(count, bool)
         self.weight = np.ones(count, np.float32)  # `free` as a factor
@@ -99,30 +102,30 @@ class Board:
             least: a row with fewer videos is left out.
             changes: kind -> (positions -> positions), what becomes of a row before it is placed.
         """
-        rows, room, changes = [], np.ones(len(self.kinds), np.float32), changes or {}
-        value, weight, free, prior, kept = (
-            self.value, self.weight, self.free, self.prior, self.kept,
-        )  # fmt: skip
-        while len(rows) < wanted and len(prior):
-            total = value @ weight
-            total *= prior * room
+        rows, changes, member, kept = [], changes or {}, self.member, self.kept
+        value, weight, free = self.value, self.weight, self.free
+        # What a row's worth is multiplied with: its prior times its room, the least so far.
+        factor, after = self.prior.copy(), list(self.prior * self.room)
+        total = np.empty_like(factor)
+        while len(rows) < wanted and len(factor):
+            np.dot(value, weight, out=total)
+            np.multiply(total, factor, out=total)
             best = int(total.argmax())
-            if total[best] <= 0 or wanted - len(rows) <= len(kept):
+            if total.item(best) <= 0 or wanted - len(rows) <= len(kept):
                 best = next(iter(kept), None)
                 if best is None:
                     break
-            prior[best] = 0
             if best in kept:
                 free[kept.pop(best)] = True
-            positions = self.free_of(best, columns)
-            if len(positions) < least:
-                continue
-            if best in changes:
-                positions = changes[best](positions)
-            free[positions] = False
-            weight[positions] = 0
-            np.minimum(room, self.room[best], out=room)
-            rows.append(Row(self.kinds[best], positions))
+            positions = (member[best] & free).nonzero()[0][:columns]
+            if len(positions) >= least:
+                if best in changes:
+                    positions = changes[best](positions)
+                free[positions] = False
+                weight[positions] = 0
+                np.minimum(factor, after[best], out=factor)
+                rows.append(Row(self.kinds[best], positions))
+            factor[best] = 0
         return rows
 
     def rest(self):

@@ -68,6 +68,7 @@ class Rules:
 
     def allowed(self, rows, viewer):
         """bool, shape of `rows`; row 0 (padding) never is."""
+        rows = rows.astype(np.intp)  # once; each look-up would do it again
         bits = self.countries[viewer.country >> 3].take(rows)
         ok = (bits & (1 << (viewer.country & 7))) != 0
         ok &= self.maturity.take(rows) < viewer.limit

@@ -90,6 +90,7 @@ class Stage:
         self.history = self.history_module.History(folder, open_array, settings["because_rows"])
         self.sources = self.sources_module.Sources(folder, open_array, self.rules, settings)
         self.diversify = self.diversity_module.METHODS[settings["diversity"]]
+        self.group_titles = [name.encode() for name in settings["groups"]]
         self.context = settings["context"]  # device, country, maturity -> name of the input
         self.no_id = b"" if self.video_id.dtype.kind == "S" else -1
 
@@ -337,7 +338,7 @@ def text_of(inputs, name, i):
 def padded(values, dtype, empty):
     """Lists of different lengths as one array [n, longest]."""
     if len(values) == 1:
-        return np.array(values, dtype)
+        return np.asarray(values[0], dtype)[None]
     width = max(map(len, values))
     result = np.full((len(values), width), empty, dtype)
     for row, one in zip(result, values, strict=True):

@@ -11,8 +11,9 @@ import faiss
 import numpy as np
 
 # Few of the best candidates were watched before, so a few more than needed are asked for first,
-# and all that could be needed only where that was not enough. The answer is the same.
-OVER_FETCH = 16
+# and all that could be needed only where that was not enough. The answer is the same. (How many
+# are asked for hardly changes what a search costs; a second search does.)
+OVER_FETCH = 48
 
 
 def open_array(path):
