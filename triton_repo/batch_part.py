@@ -21,7 +21,7 @@ from triton_repo.local import LocalPipeline, bundle_key
 from workflow.errors import ServingError
 from workflow.run import Run, write_bytes
 
-STAGE_BATCH = 64  # users per call of the stages: what they work on stays in the CPU's caches
+STAGE_BATCH = 64  # users per call of the fused step, which takes them in pieces itself
 
 Answers = tuple[npt.NDArray[Any], npt.NDArray[np.float32], npt.NDArray[np.int32]]
 

@@ -4,6 +4,7 @@ All positions are into the page's candidates in their diverse order (diversity.p
 the best.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,6 @@ NOW = 100.0  # how much more a row counts that answers what is being watched
 # Trending and new are worth a visit's place further down, but every page should have them.
 PRIOR = {"because": 2.0, "trending": 0.25, "new": 0.25, "genre": 1.0}
 PROMISED = ("trending", "new")
-_WORTH = np.exp2(np.arange(4096, dtype=np.float32) / np.float32(-HALF_LIFE))
 
 
 class Kind(NamedTuple):
@@ -30,6 +30,12 @@ class Row(NamedTuple):
     positions: Any  # int64 [videos]
 
 
+@lru_cache
+def worth(count):
+    """What a video at each of `count` positions is worth to a row; not to be changed."""
+    return np.exp2(np.arange(count, dtype=np.float32) / np.float32(-HALF_LIFE))
+
+
 class Board:
     """The kinds of rows that compete, and which candidates belong to each.
 
@@ -43,10 +49,7 @@ class Board:
     def __init__(self, kinds, member, vectors, strength):
         self.kinds = kinds
         count = member.shape[1]
-        worth = _WORTH
-        if count > len(worth):
-            worth = np.exp2(np.arange(count, dtype=np.float32) / np.float32(-HALF_LIFE))
-        self.value = member * worth[:count]  # [k, n]
+        self.value = member * worth(count)  # [k, n]
         centre = self.value @ vectors
         likeness = centre @ centre.T
         length = np.sqrt(likeness.diagonal()) + np.float32(1e-9)
@@ -102,8 +105,8 @@ class Board:
             least: a row with fewer videos is left out.
             changes: kind -> (positions -> positions), what becomes of a row before it is placed.
         """
-        rows, changes, member, kept = [], changes or {}, self.member, self.kept
-        value, weight, free = self.value, self.weight, self.free
+        rows, changes = [], changes or {}
+        value, weight, free, kept = self.value, self.weight, self.free, self.kept
         # What a row's worth is multiplied with: its prior times its room, the least so far.
         factor, after = self.prior.copy(), list(self.prior * self.room)
         total = np.empty_like(factor)
@@ -117,7 +120,7 @@ class Board:
                     break
             if best in kept:
                 free[kept.pop(best)] = True
-            positions = (member[best] & free).nonzero()[0][:columns]
+            positions = self.free_of(best, columns)
             if len(positions) >= least:
                 if best in changes:
                     positions = changes[best](positions)
