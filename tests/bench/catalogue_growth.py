@@ -16,8 +16,9 @@ of n videos is grown from its vectors:
 Queries are vectors of real requests of the run's test part; one half of the users shape the lists,
 the others measure. Vectors and written indexes are mapped from disk, exact search reads a million
 vectors at a time, and one index at a time is in memory. Memory in the table is what a new process
-gains (resident) by reading the written index and answering all queries. Prints a table, and JSON
-with --json. Exit status 1 when a bar is missed at a million videos.
+gains (resident) by reading the written index and answering all queries; CPU a query is the least of
+five passes over the queries. Prints a table, and JSON with --json. Exit status 1 when a bar is
+missed at a million videos.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ Vectors = npt.NDArray[np.float32]
 KINDS = ("flat", "ivf", "ivf_fp16")
 NUM_CANDIDATES, TARGET, SEED = 100, 0.99, 7
 BATCH = 100_000
+PASSES = 5
 BAR_SIZE, BAR_RECALL, BAR_CPU_MS = 1_000_000, 0.99, 2.0
 
 
@@ -168,7 +170,7 @@ def _read_and_search(path: str, kind: str, effort: int, asked: Vectors) -> dict[
     index = read_index(path, kind, effort)
     open_ms = (time.perf_counter() - started) * 1e3
     index.search(asked, NUM_CANDIDATES)  # touches what queries need
-    _, search_ms = timed_search(index, asked, NUM_CANDIDATES)
+    search_ms = min(timed_search(index, asked, NUM_CANDIDATES)[1] for _ in range(PASSES))
     return {
         "megabytes": round(Path(path).stat().st_size / 1e6, 1),
         "resident_mb": round((psutil.Process().memory_info().rss - before) / 1e6, 1),
