@@ -187,6 +187,13 @@ def test_page_holds_every_point_and_its_settings() -> None:
     assert render_page(result()).count('class="bought"') == 0
 
 
+def test_page_says_that_another_ranker_was_trained_once() -> None:
+    tried = result()
+    assert "trained once" in render_page(tried)
+    tried["points"] = tried["points"][:3]
+    assert "trained once" not in render_page(tried)
+
+
 def test_plot_is_to_scale() -> None:
     """Equal ratios of costs are equal distances: here 10, 8, 5 and a budget of 9."""
     points = result()["points"][:3]
