@@ -186,6 +186,15 @@ class Quotas(_Strict):
         return self.two_tower + self.neighbours + self.trending + self.fresh
 
 
+class RowWorth(_Strict):
+    """How much a row counts by its kind, where rows compete for the next place on a page."""
+
+    because: float = Field(2.0, gt=0)
+    trending: float = Field(0.25, gt=0)
+    new: float = Field(0.25, gt=0)
+    genre: float = Field(1.0, gt=0)
+
+
 class PageConfig(_Strict):
     """The homepage: titled rows instead of one list.
 
@@ -203,6 +212,7 @@ class PageConfig(_Strict):
     quotas: Quotas = Quotas()
     because_rows: int = Field(3, ge=0, le=10)
     min_row_videos: int = Field(4, ge=1)
+    row_worth: RowWorth = RowWorth()
     diversity: Literal["mmr", "spectrum", "dpp", "none"] = "mmr"
     diversity_strength: float = Field(0.1, ge=0, lt=1)
     diversity_depth: int = Field(150, ge=1, le=2_000)

@@ -22,3 +22,10 @@ def test_the_default_device_has_a_layout() -> None:
 def test_the_quotas_are_what_is_ranked() -> None:
     quotas = PageConfig().quotas
     assert quotas.total == quotas.two_tower + quotas.neighbours + quotas.trending + quotas.fresh
+
+
+def test_the_worth_of_one_kind_of_row_changes_and_the_others_stay() -> None:
+    worth = load_config("sim", None, ["page.row_worth.trending=1"]).page.row_worth
+    assert worth == PageConfig().row_worth.model_copy(update={"trending": 1.0})
+    with pytest.raises(ConfigError, match=r"row_worth\.new"):
+        load_config("sim", None, ["page.row_worth.new=0"])

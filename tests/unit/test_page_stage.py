@@ -52,6 +52,25 @@ def test_a_page_with_every_kind_of_row(tmp_path: Path) -> None:
     assert (page.propensities == 1).all()
 
 
+@pytest.mark.parametrize(
+    ("trending", "new", "kinds"),
+    [(0.25, 0.25, "top genre trending new"), (1, 0.25, "top trending genre new"),
+     (0.25, 2, "top new genre trending")],
+)  # fmt: skip
+def test_what_a_row_counts_is_a_setting(
+    tmp_path: Path, trending: float, new: float, kinds: str
+) -> None:
+    worth = {"because": 2, "genre": 1, "trending": trending, "new": new}
+    settings = {"layouts": {"web": [4, 3]}, "diversity": "none", "row_worth": worth}
+    catalogue = Catalogue(num_groups=1, settings=settings)
+    catalogue.group[:] = 0
+    catalogue.group[18:21, 0] = 1
+    source = np.ones(20, int)
+    source[3:10], source[10:17] = TREND, NEW
+    page = page_of(catalogue.stage(tmp_path), catalogue.inputs(0, np.arange(1, 21), source=source))
+    assert b" ".join(page.kinds).decode() == kinds
+
+
 def test_rows_above_leave_trending_and_new_what_they_need(tmp_path: Path) -> None:
     """A genre and the top picks could show every video that is trending or new."""
     settings = {"layouts": {"web": [4, 5]}, "diversity": "none"}

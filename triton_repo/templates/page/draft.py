@@ -151,16 +151,18 @@ class Draft:
 
     def _board(self):
         stage, rows = self.stage, self.stage.rows_module
-        seeds = self.past.seeds
-        groups = stage.settings["groups"]
+        settings, seeds = stage.settings, self.past.seeds
+        num_groups = len(settings["groups"])
         member = rows.membership(
-            self.source, stage.group.take(self.rows, axis=0), len(seeds), len(groups),
+            self.source, stage.group.take(self.rows, axis=0), len(seeds), num_groups,
             stage.sources_module,
         )  # fmt: skip
-        kinds = rows.kinds_of(seeds, len(groups))
+        kinds = rows.kinds_of(seeds, num_groups)
         if self.number > 0:  # rows with a reason of their own are on the first answer
             member, kinds = member[len(seeds) + 2 :], kinds[len(seeds) + 2 :]
-        board = rows.Board(kinds, member, self.vectors, stage.settings["diversity_strength"])
+        board = rows.Board(
+            kinds, member, self.vectors, settings["diversity_strength"], settings["row_worth"]
+        )
         if self.number == 0:  # what is being watched now comes first
             board.prior[: self.past.num_now] *= rows.NOW
             for at, kind in enumerate(kinds):

@@ -11,9 +11,7 @@ import numpy as np
 
 HALF_LIFE = 50  # positions after which a video is worth half as much to a row
 NOW = 100.0  # how much more a row counts that answers what is being watched
-# Trending and new are worth a visit's place further down, but every page should have them.
-PRIOR = {"because": 2.0, "trending": 0.25, "new": 0.25, "genre": 1.0}
-PROMISED = ("trending", "new")
+PROMISED = ("trending", "new")  # what every page should have
 
 
 class Kind(NamedTuple):
@@ -44,9 +42,10 @@ class Board:
         member: bool [k, n], whether a candidate belongs to a kind.
         vectors: float32 [n, dim], unit vectors.
         strength: 0 to 1, how much a row that is like those above it loses.
+        row_worth: name of a kind -> how much its rows count.
     """
 
-    def __init__(self, kinds, member, vectors, strength):
+    def __init__(self, kinds, member, vectors, strength, row_worth):
         self.kinds = kinds
         count = member.shape[1]
         self.value = member * worth(count)  # [k, n]
@@ -56,7 +55,7 @@ class Board:
         likeness /= length
         likeness /= length[:, None]
         self.room = 1 - np.float32(strength) * likeness  # [k, k]
-        self.prior = np.array([PRIOR[kind.name] for kind in kinds], np.float32)
+        self.prior = np.array([row_worth[kind.name] for kind in kinds], np.float32)
         self.member, self.free = member, np.ones(count, bool)
         self.weight = np.ones(count, np.float32)  # `free` as a factor
         self.kept = {}  # promised kind -> positions that no other row shows
