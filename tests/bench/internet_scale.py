@@ -66,7 +66,7 @@ def answer(a: argparse.Namespace) -> list[tuple[str, str, str]]:
     return [
         ("pages a second at the peak", f"{qps:,.0f}", "users x pages / day x peak"),
         ("search", f"{search_ms:.2f} ms", "measured at 10M x sqrt(videos / 10M): lists grow so"),
-        ("a page", f"{page_ms:.2f} ms of CPU", "list (with its small search) x page ratio + search"),
+        ("a page", f"{page_ms:.2f} ms of CPU", "list (its search included) x page ratio + search"),
         ("pages a second and core", f"{1000 / page_ms:,.0f}", "1000 / page"),
         ("cores", f"{cores:,.0f}", "pages a second x page / utilisation"),
         ("vectors", f"{index_gb:,.0f} GB", "videos x index bytes"),
