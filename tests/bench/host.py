@@ -3,9 +3,9 @@
     python tests/bench/host.py
 
 A loop of additions needs no memory, so it should take the same CPU time however it is called. On a
-virtual machine whose cores are shared it does not: while a core rests, the host gives its other
-thread to somebody else, and what runs after the rest is slower for many milliseconds. A server
-rests between requests, a loop in process does not. Prints, by length of the rests, the CPU
+virtual machine whose cores are shared it does not: what runs after a rest is slower for many
+milliseconds, most likely since the host gave the core's other thread to somebody else meanwhile. A
+server rests between requests, a loop in process does not. Prints, by length of the rests, the CPU
 milliseconds of the loop (10th percentile, median, 90th), taken in turns.
 """
 
