@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from workflow.config import PageConfig
+
 TEMPLATES = Path(__file__).resolve().parents[1] / "triton_repo" / "templates"
 DAY = 86_400
 NOW = 20_000 * DAY
@@ -120,7 +122,7 @@ class Catalogue:
             "default_device": "web", "min_row_videos": 2, "diversity": "mmr",
             "diversity_strength": 0.3, "diversity_depth": 150, "session_strength": 0.1,
             "explore_slots": 0,
-            "row_worth": {"because": 2.0, "trending": 0.25, "new": 0.25, "genre": 1.0},
+            "row_worth": PageConfig().row_worth.model_dump(),
             "exclude_watched": True, "groups": [f"Genre {g}" for g in range(self.num_groups)],
             "context": {"device": "device", "country": "country", "maturity": "maturity"},
         }  # fmt: skip
